@@ -1,5 +1,6 @@
 """Class lists: names are enough, however they are given; generated colours are stable and can be told apart."""
 
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,20 @@ def test_editors_accept_what_validation_accepts() -> None:
         assert validator.is_valid({"classes": value, "watch": {"folder": "drop"}}), value
     for value in ("vessel", [1, 2], ["a"], [{"color": [1, 2, 3]}, "b"]):
         assert not validator.is_valid({"classes": value, "watch": {"folder": "drop"}}), value
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ("{rod: 1}", "gate.advanced.class_weights: no class 'rod' in `classes`; did you mean 'road'?"),
+        ("{road: -1}", "gate.advanced.class_weights.road: Input should be greater"),
+        ("{road: 0, sky: 0}", "gate.advanced.class_weights: every class has weight 0"),
+    ],
+)
+def test_weights_of_classes_are_checked(tmp_path: Path, weights: str, says: str) -> None:
+    path = tmp_path / "mfmd.yaml"
+    path.write_text(
+        f"classes: [road, sky]\nwatch: {{folder: drop}}\ngate: {{advanced: {{class_weights: {weights}}}}}\n"
+    )
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load_settings(path)

@@ -204,21 +204,6 @@ def test_a_mistake_in_the_environment_names_the_variable(
     assert str(caught.value).startswith(f"environment: {variable}: {says}")
 
 
-@pytest.mark.parametrize(
-    ("weights", "says"),
-    [
-        ("{rod: 1}", "gate.advanced.class_weights: no class 'rod' in `classes`; did you mean 'road'?"),
-        ("{road: -1}", "gate.advanced.class_weights.road: Input should be greater"),
-        ("{road: 0, sky: 0}", "gate.advanced.class_weights: every class has weight 0"),
-    ],
-)
-def test_weights_of_classes_are_checked(tmp_path: Path, weights: str, says: str) -> None:
-    text = re.sub(r"(?m)^classes: .*\n", "", MINIMAL)
-    text += f"\nclasses: [road, sky]\ngate:\n  advanced:\n    class_weights: {weights}\n"
-    with pytest.raises(ConfigError, match=re.escape(says)):
-        load_settings(_write(tmp_path, text))
-
-
 def test_environment_takes_names_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MFMD_CLASSES", "camvid")
     monkeypatch.setenv("MFMD_WATCH__IGNORE", '["*.bad"]')

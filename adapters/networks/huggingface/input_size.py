@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from adapters.errors import UnsupportedModel
+from adapters.networks.huggingface.pixels import processor_name
 from configs.buffer import Resample
 from configs.settings import Settings
 from storage.media.images import Fit
@@ -67,7 +68,7 @@ def own_input(preprocessor: Mapping[str, Any] | None) -> OwnInput | None:
     """
     if preprocessor is None or not preprocessor.get("do_resize", True):
         return None
-    name = str(preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or "")
+    name = processor_name(preprocessor)
     edges = next((size for start, size in _EDGES.items() if name.startswith(start)), None)
     square = next((size for start, size in _SQUARES.items() if name.startswith(start)), None)
     size = _read(preprocessor, preprocessor.get("size", edges or square), edge=edges is not None)

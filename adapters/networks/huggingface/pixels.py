@@ -6,6 +6,7 @@ channel.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -101,8 +102,13 @@ def scaling_of(preprocessor: dict[str, Any] | None) -> PixelScaling:
     return PixelScaling(_divided(mean, factor), _divided(std, factor), bgr)
 
 
+def processor_name(preprocessor: Mapping[str, Any]) -> str:
+    """Return the class of a processor as its file names it, in either generation; empty when it does not."""
+    return str(preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or "")
+
+
 def _default_of(preprocessor: dict[str, Any]) -> PixelScaling | None:
-    name = str(preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or "")
+    name = processor_name(preprocessor)
     return next((scaling for start, scaling in _DEFAULTS.items() if name.startswith(start)), None)
 
 

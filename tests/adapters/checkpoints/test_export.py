@@ -181,6 +181,13 @@ def test_description_names_classes_and_pixels(
     assert (found["fit"], found["resample"]) == ("aspect", "bilinear")
     processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert processor["size"] == {"height": 64, "width": 96}
+    manifest = registry.manifest(versions["segformer"])
+    squashed = manifest.model_copy(update={"version": 0, "input_fit": "squash", "input_resample": "bicubic"})
+    again = registry.add(registry.weights_path(manifest.version), squashed, by="test").version
+    export_version(registry, again, "huggingface", tmp_path / "squashed")
+    found = json.loads((tmp_path / "squashed" / "mfmd.json").read_text())
+    assert (found["fit"], found["resample"]) == ("squash", "bicubic")
+    assert json.loads((tmp_path / "squashed" / "preprocessor_config.json").read_text())["resample"] == 3
 
 
 def in_torch_export(folder: Path, images: Tensor) -> Tensor:

@@ -271,6 +271,17 @@ def test_labels_count_by_the_weights_of_their_classes(served, stream, layout, we
     store.answer(store.waiting().number, _with_labels(finds(9, 0), finds(9, 9), [0.0] * 2))
     served.step()
     assert (max(_record(layout).canary_losses) > 0.3) == (not weighed)
+    stream(4)
+    served.step()
+    request = store.waiting()
+    scores = _scores([0.9] * len(request.frames), [0.6] * len(request.frames))
+    models = (
+        model.model_copy(update={"styled": found.canary})
+        for model, found in ((scores.models[0], finds(9, 0)), (scores.models[1], finds(9, 9)))
+    )
+    store.answer(request.number, scores.model_copy(update={"models": tuple(models)}))
+    served.step()
+    assert any(_record(layout).worse_styled) == (not weighed)
 
 
 def test_labels_that_cannot_be_compared_are_asked_for_again(served, stream, layout, registry) -> None:

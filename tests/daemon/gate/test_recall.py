@@ -216,6 +216,21 @@ def test_a_new_condition_asks_every_good_version_once(stream, registry, add_vers
     assert stream.store.waiting() is None, "version 1 is best there now, and serves"
 
 
+@pytest.mark.parametrize(("weighed", "serves"), [(False, 2), (True, 1)])
+def test_labelled_images_count_by_the_weights_of_their_classes(stream, registry, weighed: bool, serves: int) -> None:
+    """The norm is for version 1; labels are against it in the first class alone, and there is a second one."""
+    names = [entry.name for entry in stream.gate.settings.classes]
+    weights = {names[0]: 0.0} if weighed else {}
+    stream.gate.settings = changed(stream.gate.settings, gate={"advanced": {"class_weights": weights}})
+    stream.come("fog")
+    scores, models = drawn_scores(0.6, 0.9), []
+    for model, right in zip(scores.models, ((9, 9), (1, 9)), strict=True):
+        hits, rest = [[*right, *[0] * (len(names) - 2)]] * 8, [[1, 1, *[0] * (len(names) - 2)]] * 8
+        models.append(model.model_copy(update={"source": ImageCounts(tp=hits, fp=rest, fn=rest)}))
+    stream.answer(scores.model_copy(update={"models": tuple(models)}))
+    assert registry.serving().version == serves
+
+
 def test_a_burst_between_two_conditions_does_not_withdraw_the_question(stream, registry) -> None:
     stream.come("day")
     stream.come("night", 2)

@@ -362,9 +362,7 @@ def test_a_file_that_became_a_pipe_does_not_block(drop, write_image):
 
 
 @pytest.mark.parametrize(("threads", "fit"), [(1, "aspect"), (2, "squash")])
-def test_frames_are_packed_where_there_is_time_and_stored_alike(
-    bench, drop, write_image, monkeypatch, threads: int, fit
-):
+def test_frames_are_packed_where_there_is_time_and_stored_alike(bench, drop, write_image, monkeypatch, threads, fit):
     packed_by, pack = list[str](), PixelArray.pack
     monkeypatch.setattr(
         PixelArray, "pack", lambda array, pixels: packed_by.append(current_thread().name) or pack(array, pixels)

@@ -28,6 +28,8 @@ from tests.daemon.running import Running
 from tests.daemon.traps import Traps
 from tests.forking import CONTEXT
 
+COPIES = 50
+"""Most attempts at a copy; nearly every one is whole."""
 SECTIONS = {
     "serving": {"enabled": True},
     "observe": {"enabled": True},
@@ -39,7 +41,12 @@ def _copy_of(config, layout, tmp_path):
     """A copy of the living state directory, and a configuration that names it."""
     copy = StateLayout(tmp_path / "copy" / "state")
     copy.root.parent.mkdir()
-    subprocess.run(["cp", "-a", layout.root, copy.root], check=True)
+    for _ in range(COPIES):  # a round that saves its state meanwhile takes files away from under `cp`
+        shutil.rmtree(copy.root, ignore_errors=True)
+        done = subprocess.run(["cp", "-a", layout.root, copy.root], capture_output=True, text=True)
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stderr
     values = yaml.safe_load(config.read_text())
     path = copy.root.parent / "mfmd.yaml"
     path.write_text(yaml.safe_dump({**values, "state": str(copy.root), "observe": {"enabled": False}}))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from added_terms import TERMS
 
 from configs.recipe import RECIPES
 from configs.settings import Settings
@@ -42,7 +43,7 @@ class Arm:
     trains: bool = True
     """Off: the start itself is scored."""
     recipe: str | None = None
-    """The arm that this one adds Masked Feature Modeling to."""
+    """The arm that this one adds Masked Feature Modeling or another term to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,20 @@ ARMS = {
         "source-free DACS + MFM", {"recipe.name": "dacs", **MFM_ON}, source=False, recipe="source_free"
     ),
 }
+
+
+def term_arms() -> dict[str, Arm]:
+    """Return each term over DACS and DAFormer, and over both with MFM."""
+    found = {}
+    for name, term in TERMS.items():
+        switches = {f"recipe.advanced.{key}": value for key, value in term.advanced.items()}
+        for host in ("dacs", "dacs_mfm", "daformer", "daformer_mfm"):
+            base = ARMS[host]
+            found[f"{host}_{name}"] = Arm(f"{base.title} + {term.title}", {**base.settings, **switches}, recipe=host)
+    return found
+
+
+ARMS |= term_arms()
 
 
 def settings_of(data: Path, state: Path, *layers: Overrides) -> Settings:

@@ -3,6 +3,7 @@
     python benchmarks/step_time.py                      every recipe, tiny network, 128 crops
     python benchmarks/step_time.py --size b0 --recipes dacs
     python benchmarks/step_time.py --options            bf16, accumulation, checkpointing, layout, compilation
+    python benchmarks/step_time.py --recipes dacs --terms     every term of recipe.advanced, with and without MFM
     python benchmarks/step_time.py --recipes dacs --profile
     python benchmarks/step_time.py --size b5 --device auto --precision bf16     on a GPU
 
@@ -32,6 +33,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from added_terms import TERMS
 from step_cases import Case, Sample, Sections, draw_state, serve, settings_of
 
 from adapters.recipes.build import RECIPES
@@ -147,6 +149,18 @@ def option_cases(recipe: str) -> list[Case]:
     return [Case("default", base), *(Case(name, {**base, **change}) for name, change in ROUND_OPTIONS.items())]
 
 
+def term_cases(recipe: str) -> list[Case]:
+    """Return the bare recipe, then it with MFM, with each added term, and with MFM and each added term."""
+    added = {"": {}, **{f"+{name}": term.advanced for name, term in TERMS.items()}}
+    return [
+        Case(
+            f"{recipe}{'+mfm' * mfm}{name}", {"recipe": {"name": recipe, "advanced": advanced}, "mfm": {"enabled": mfm}}
+        )
+        for name, advanced in added.items()
+        for mfm in (False, True)
+    ]
+
+
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Return lower quartile, median, upper quartile."""
     if len(values) == 1:
@@ -202,6 +216,15 @@ def recipes_table(arguments: argparse.Namespace, workspace: Path) -> None:
             bare = timed["reference dacs" if is_reference else recipe]
             reference = None if is_reference else timed.get(f"reference {entry.case.name}")
             print(row(entry, bare, reference), flush=True)
+
+
+def terms_table(arguments: argparse.Namespace, workspace: Path) -> None:
+    """Print a line for the first recipe, alone and with each term that can be added."""
+    print(header("bare recipe"), flush=True)
+    bare, *added = term_cases(arguments.recipes[0])
+    for case in added:  # in pairs: a slow term must not spread the turns of the others
+        timed = run(arguments, workspace, [bare, case])
+        print(row(timed[case.name], timed[bare.name], None), flush=True)
 
 
 def options_table(arguments: argparse.Namespace, workspace: Path) -> None:
@@ -270,6 +293,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each case")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--options", action="store_true", help="the options of a round instead of the recipes")
+    parser.add_argument("--terms", action="store_true", help="the terms that the first recipe can add instead")
     parser.add_argument("--profile", action="store_true", help="a profiler table of the first recipe instead")
     parser.add_argument("--rows", type=int, default=25, help="lines of the profile")
     arguments = parser.parse_args()
@@ -296,7 +320,7 @@ def main() -> int:
     print(f"`python {' '.join(sys.argv)}`: {arguments.encoder} + {arguments.network} ({arguments.channels} channels), ")
     print(f"{arguments.classes} classes, crops of {arguments.crop}, batch {arguments.batch} + {arguments.batch}\n")
     workspace = Path(tempfile.mkdtemp(prefix="mfmd-step-time-"))
-    tables = {"profile": print_profile, "options": options_table}
+    tables = {"profile": print_profile, "options": options_table, "terms": terms_table}
     job = next((table for name, table in tables.items() if getattr(arguments, name)), recipes_table)
     try:
         job(arguments, workspace)

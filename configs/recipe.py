@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 from configs.plugins import RECIPES as PLUGINS
 from configs.plugins import checked_name
 from configs.section import Fraction, NotNegative, Positive, Section
+from configs.terms import ComplementarySettings
 
 RecipeName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta", "plugin"]
 
@@ -63,6 +64,7 @@ class SelfTrainingAdvanced(Section):
     """Probability of colour jitter, drawn once a step."""
     blur_probability: Fraction = 0.5
     """Probability of Gaussian blur (sigma 0.15-1.15 pixels), drawn once a step."""
+    complementary: ComplementarySettings = ComplementarySettings()
 
 
 class SelfTrainingSettings(RecipeBase):
@@ -76,10 +78,22 @@ class SelfTrainingSettings(RecipeBase):
     """Exponent of the class weights of true labels, as `pretrain.advanced.class_balance`: without them a network that
     was trained with them loses its rare classes. Pseudo-labels are not weighed by class. 0 weighs every pixel alike, as
     the papers do."""
+    thing_classes: tuple[str, ...] = ()
+    """Names of the countable classes. Feature distance counts them only; empty: every class. Complementary masks by
+    region need them."""
     anchor_weight: NotNegative | None = None
     """Pull towards the released weights after each step, a decoupled decay (learning rate x this x distance; L2-SP, Li
     et al. 2018), which limits drift. 0 is off. None: 0 with source images, 20 without."""
     advanced: SelfTrainingAdvanced = SelfTrainingAdvanced()
+
+    @model_validator(mode="after")
+    def _regions_are_known(self) -> Self:
+        if self.advanced.complementary.by_region and not self.thing_classes:
+            raise ValueError(
+                "advanced.complementary.by_region: needs thing_classes, the names of the countable classes; set it, "
+                "or by_region to false"
+            )
+        return self
 
     def anchor_strength(self, *, source_free: bool) -> float:
         """`anchor_weight`; if it is None, `SOURCE_FREE_ANCHOR` without source images and 0 with them."""
@@ -124,8 +138,6 @@ class RareClassSettings(SelfTrainingSettings):
     feature_distance_weight: NotNegative = 0.005
     """Weight of the distance between the student's and a frozen network's deepest features on thing classes of the
     source (DAFormer, eq. 9); 0 is off."""
-    thing_classes: tuple[str, ...] = ()
-    """Names of the countable classes of feature distance; empty: every class."""
     advanced: DaformerAdvanced = DaformerAdvanced()
 
 

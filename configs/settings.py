@@ -24,7 +24,7 @@ from configs.gate import (
 from configs.mfm import MfmSettings
 from configs.network import NetworkSettings, PretrainSettings
 from configs.notify import Webhooks
-from configs.recipe import DacsSettings, RareClassSettings, RecipeSettings
+from configs.recipe import DacsSettings, RareClassSettings, RecipeSettings, SelfTrainingSettings
 from configs.round import RoundSettings, ScheduleSettings
 from configs.section import Section, StatePath, meet
 from configs.serving import ControlSettings, MasksSettings, PublishSettings, ServingSettings
@@ -96,13 +96,18 @@ class Settings(Section):
     log: LogSettings = LogSettings()
 
     @model_validator(mode="after")
-    def _feature_distance_is_possible(self) -> Self:
+    def _things_are_classes(self) -> Self:
         recipe, names = self.recipe, [entry.name for entry in self.classes]
-        if not isinstance(recipe, RareClassSettings):
-            return self
-        for name in recipe.thing_classes:
+        for name in recipe.thing_classes if isinstance(recipe, SelfTrainingSettings) else ():
             if name not in names:
                 raise ValueError(f"recipe.thing_classes: no class {name!r} in `classes`{nearest(name, names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _feature_distance_is_possible(self) -> Self:
+        recipe = self.recipe
+        if not isinstance(recipe, RareClassSettings):
+            return self
         wanted = recipe.feature_distance_weight > 0.0 and recipe.advanced.feature_distance_from == "pretrained"
         if wanted and self.network.pretrained is None:
             raise ValueError(

@@ -46,7 +46,16 @@ def prediction_loss(
 
     It is a scalar. `features` replace those of `encoded` (rebuilt maps).
     """
-    outputs = network.outputs(encoded.features if features is None else features, encoded.views, encoded.size)
+    return outputs_loss(
+        network.outputs(encoded.features if features is None else features, encoded.views, encoded.size), labels, weight
+    )
+
+
+def outputs_loss(outputs: Sequence[Output], labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the cross-entropy of the predictions of a pass against `labels` `[B, H, W]`, times `weight` `[B, H, W]`.
+
+    It is a scalar.
+    """
 
     def cross_entropy(output: Output) -> Tensor:
         importance = None if weight is None else part_of(output.window, weight)

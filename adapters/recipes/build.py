@@ -19,13 +19,14 @@ from typing import Any
 
 from adapters.errors import AdapterError, NetworkMismatch
 from adapters.networks.multi_resolution import MultiResolutionNetwork
+from adapters.recipes.added import with_added
 from adapters.recipes.bn_statistics import BnStatistics
 from adapters.recipes.cotta import Cotta
 from adapters.recipes.feature_distance import FeatureDistance
 from adapters.recipes.recipe import Recipe, RecipeInputs
 from adapters.recipes.self_training import SelfTraining, Term
 from adapters.recipes.tent import Tent
-from adapters.recipes.terms import masked_image_term, mix_term, source_term, with_mfm
+from adapters.recipes.terms import masked_image_term, mix_term, source_term
 from configs.plugins import RECIPES as PLUGINS
 from configs.plugins import load_plugin
 from configs.recipe import DacsSettings, MicSettings, PluginSettings, RareClassSettings, RecipeBase
@@ -33,7 +34,7 @@ from configs.recipe import DacsSettings, MicSettings, PluginSettings, RareClassS
 
 def dacs(inputs: RecipeInputs[DacsSettings]) -> SelfTraining:
     """Build DACS: source cross-entropy, cross-entropy on the ClassMix image, MFM."""
-    return SelfTraining(inputs, with_mfm(inputs, [source_term, mix_term]))
+    return SelfTraining(inputs, with_added(inputs, [source_term, mix_term]))
 
 
 def daformer(inputs: RecipeInputs[RareClassSettings]) -> SelfTraining:
@@ -41,7 +42,7 @@ def daformer(inputs: RecipeInputs[RareClassSettings]) -> SelfTraining:
 
     Raises NetworkMismatch when feature distance has nothing to compare with.
     """
-    return SelfTraining(inputs, with_mfm(inputs, _with_distance(inputs)))
+    return SelfTraining(inputs, with_added(inputs, _with_distance(inputs)))
 
 
 def hrda(inputs: RecipeInputs[RareClassSettings]) -> SelfTraining:
@@ -61,7 +62,7 @@ def hrda(inputs: RecipeInputs[RareClassSettings]) -> SelfTraining:
 def mic(inputs: RecipeInputs[MicSettings]) -> SelfTraining:
     """Build MIC: DAFormer's losses, and cross-entropy on the masked target before MFM (none at weight 0)."""
     masked: list[Term] = [masked_image_term] if inputs.recipe.masked_image_weight > 0.0 else []
-    return SelfTraining(inputs, with_mfm(inputs, [*_with_distance(inputs), *masked]))
+    return SelfTraining(inputs, with_added(inputs, [*_with_distance(inputs), *masked]))
 
 
 def _with_distance(inputs: RecipeInputs[RareClassSettings]) -> list[Term]:

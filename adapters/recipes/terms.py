@@ -85,12 +85,20 @@ def mask_blocks(images: Tensor, block: float, ratio: float, draws: StepRng) -> T
 
     `block` is the side of a block as a share of the shorter side. Blocks are as nearly square as fits evenly.
     """
+    return images * kept_blocks(images, block, ratio, draws)
+
+
+def kept_blocks(images: Tensor, block: float, ratio: float, draws: StepRng) -> Tensor:
+    """Return 0 on each square block with probability `ratio` and 1 elsewhere, `[B, 1, H, W]` for images `[B, 3, H, W]`.
+
+    `block` as for `mask_blocks`.
+    """
     count, _, height, width = images.shape
     side = max(1.0, block * min(height, width))
     rows, columns = max(1, round(height / side)), max(1, round(width / side))
     keep = (draws.per_image(count, 1, rows, columns) >= ratio).to(images.dtype)  # [B, 1, rows, columns]
     keep = keep.to(images.device, non_blocking=True)
-    return images * F.interpolate(keep, (height, width), mode="nearest")
+    return F.interpolate(keep, (height, width), mode="nearest")
 
 
 def mfm_term(inputs: RecipeInputs[RecipeBase], images: StepImages) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from adaptation import missing, read_results
 from adaptation_arms import ARMS, STARTS, settings_of
 from adaptation_report import draw_curves, figure, mean_curve, paired_gain, table
 from adaptation_runs import Run
+from added_terms import TERMS
 from continual_report import continual_report, draw_drift, forgetting, mean_matrix, on_current
 
 
@@ -71,14 +72,24 @@ def test_drift_reads_the_diagonal_and_the_loss_of_day() -> None:
     assert "| DACS | 55.0 | 45.0 | 52.0 | 50.7 | 41.0 | 15.0 | 1 |" in continual_report([drift])
 
 
+def settings_of_terms(arm: str) -> set[str]:
+    """Sections of `recipe.advanced` that the arm's term sets."""
+    return {name for term, added in TERMS.items() if arm.endswith(f"_{term}") for name in added.advanced}
+
+
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_is_a_valid_configuration_and_mfm_differs_from_its_recipe_in_mfm_only(tmp_path, start, arm) -> None:
+def test_every_arm_is_a_valid_configuration_and_differs_from_its_recipe_in_one_term_only(tmp_path, start, arm) -> None:
     settings = settings_of(tmp_path, tmp_path, STARTS[start].settings, ARMS[arm].settings)
     if ARMS[arm].recipe is not None:
         other = settings_of(tmp_path, tmp_path, STARTS[start].settings, ARMS[ARMS[arm].recipe].settings)
-        assert settings.mfm.enabled and not other.mfm.enabled
-        assert settings.model_copy(update={"mfm": other.mfm}) == other
+        added = [section for section, _ in settings.recipe.advanced if section in settings_of_terms(arm)]
+        mine = settings.recipe.advanced.model_copy(
+            update={name: getattr(other.recipe.advanced, name) for name in added}
+        )
+        recipe = settings.recipe.model_copy(update={"advanced": mine})
+        assert bool(added) != (settings.mfm.enabled and not other.mfm.enabled), "MFM, or another term"
+        assert settings.model_copy(update={"mfm": other.mfm, "recipe": recipe}) == other != settings
         assert ARMS[arm].source == ARMS[ARMS[arm].recipe].source
 
 

@@ -1,11 +1,24 @@
 """The step benchmark: what it counts, what it compares, and that its cases run real steps."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 import torch
+from added_terms import TERMS
 from step_cases import Case, Runner, Sample, draw, draw_state, settings_of
-from step_time import ROUND_OPTIONS, SIZES, Timed, common_sections, option_cases, quartiles, ratio, recipe_cases, row
+from step_time import (
+    ROUND_OPTIONS,
+    SIZES,
+    Timed,
+    common_sections,
+    option_cases,
+    quartiles,
+    ratio,
+    recipe_cases,
+    row,
+    term_cases,
+)
 
 from adapters.recipes.build import RECIPES
 from configs.round import RoundSettings
@@ -53,6 +66,13 @@ def test_every_recipe_has_its_cases(recipe) -> None:
     test_time = recipe_settings(name=recipe).test_time
     assert names[: 1 if test_time else 2] == ([recipe] if test_time else [recipe, f"{recipe}+mfm"])
     assert any(case.reference for case in recipe_cases(recipe)) == (recipe == "dacs")
+
+
+def test_each_term_is_timed_alone_and_with_mfm() -> None:
+    names = [case.name for case in term_cases("dacs")]
+    assert names[:2] == ["dacs", "dacs+mfm"] and len(set(names)) == len(names) == 2 * (1 + len(TERMS))
+    for case in term_cases("dacs"):
+        settings_of(Path("unused"), common_sections(arguments()), case, 5)
 
 
 def test_every_option_of_a_round_is_a_field_that_changes() -> None:

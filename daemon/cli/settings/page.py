@@ -131,17 +131,17 @@ def _description(schema: Schema) -> str:
 
 
 def _recipes(recipes: Mapping[str, Schema], classes: Schema, path: tuple[str, ...]) -> Iterator[SectionDoc]:
-    """Yield the settings of all recipes as two sections, the second one advanced: each path once, with its recipes."""
-    found: dict[tuple[str, ...], dict[str, Setting]] = {}
+    """Yield the settings of all recipes section by section, the visible one first: each path once, with its recipes."""
+    found: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, Setting]]] = {}
+    about = {path: " ".join(_description(schema) for schema in recipes.values())}
     for recipe, schema in recipes.items():
         for section in _walk(schema, classes, path, {}):
+            about.setdefault(section.path, section.description)
             for setting in section.settings:
-                found.setdefault(setting.path, {})[recipe] = setting
-    merged = [_merged(by_recipe, len(recipes)) for by_recipe in found.values()]
-    about = " ".join(_description(schema) for schema in recipes.values())
-    yield SectionDoc(path, about, [setting for setting in merged if setting.visible])
-    hidden = [setting for setting in merged if not setting.visible]
-    yield SectionDoc(hidden[0].path[:-1], "Rarely changed settings of the recipes.", hidden)
+                found.setdefault(section.path, {}).setdefault(setting.path, {})[recipe] = setting
+    for place, settings in found.items():
+        merged = [_merged(by_recipe, len(recipes)) for by_recipe in settings.values()]
+        yield SectionDoc(place, about[place], merged)
 
 
 def _merged(by_recipe: Mapping[str, Setting], recipes: int) -> Setting:

@@ -17,6 +17,7 @@ from daemon.rounds.environment import round_environment
 from daemon.rounds.launch import launch_command
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
+from tests.adapters.recipes.added_terms import TERMS
 from tests.adapters.rounds.forked_rounds import run_pair
 from tests.sections import recipe_settings
 
@@ -48,6 +49,7 @@ RECIPES = [
     pytest.param(
         name,
         mfm,
+        {},
         run_pair,
         id=f"{name}{'+mfm' if mfm else ''}",
         marks=() if (name, mfm) == ("dacs", True) else pytest.mark.nightly,
@@ -58,7 +60,10 @@ RECIPES = [
     if mfm is not recipe_settings(name=name).test_time or name == "dacs"
 ]
 """Each recipe with all that it can have, and the barest one; one of them in every `make test`."""
-RECIPES.append(pytest.param("dacs", True, launch, id="launched", marks=pytest.mark.nightly))
+RECIPES += [
+    pytest.param("dacs", True, terms, run_pair, id=name, marks=pytest.mark.nightly) for name, terms in TERMS.items()
+]
+RECIPES.append(pytest.param("dacs", True, {}, launch, id="launched", marks=pytest.mark.nightly))
 """What the launcher adds is the same for every recipe, and takes longer than the round."""
 
 
@@ -92,15 +97,20 @@ def distances(one: Path, other: Path) -> dict[str, float]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("name", "mfm", "how"), RECIPES)
+@pytest.mark.parametrize(("name", "mfm", "terms", "how"), RECIPES)
 def test_two_processes_match_one_with_the_whole_batch(
-    training_state, monkeypatch, name: str, mfm: bool, how: Callable[[RoundFolder, Callable[[], None]], None]
+    training_state,
+    monkeypatch,
+    name: str,
+    mfm: bool,
+    terms: dict,
+    how: Callable[[RoundFolder, Callable[[], None]], None],
 ) -> None:
     """ClassMix and q are over both. Dropout is off: each draws its own; no BatchNorm, which CPUs do not synchronise."""
     monkeypatch.setattr(daformer, "conv_norm_relu", conv_group_norm_relu)
     optim = {"learning_rate": 4e-5, "head_multiplier": 5.0, "advanced": {"warmup_steps": 0, "clip_norm": 1.0}}
     sections = {
-        "recipe": {"name": name, "threshold": 0.4},
+        "recipe": {"name": name, "threshold": 0.4, **({"advanced": terms} if terms else {})},
         "mfm": {"enabled": mfm, "learning_rate": 2e-4},
         "network": {"encoder": "dinov2_tiny", "multi_resolution": name == "hrda", "dropout": 0.0},
         "round": {"steps": 6, "crop_height": 32, "crop_width": 32, "optim": optim},

@@ -19,6 +19,7 @@ from daemon.rounds.environment import round_environment
 from daemon.rounds.launch import launch_command
 from storage import durable
 from storage.rounds.folder import RoundFolder
+from tests.adapters.recipes.added_terms import TERMS
 from tests.adapters.rounds.forked_rounds import DEADLINE, fork, run_pair, wait
 from tests.sections import recipe_settings
 
@@ -28,6 +29,7 @@ RECIPES = [
     pytest.param(
         name,
         mfm,
+        {},
         id=f"{name}{'+mfm' if mfm else ''}",
         marks=() if (name, mfm) == ("dacs", True) else pytest.mark.nightly,
     )
@@ -36,12 +38,13 @@ RECIPES = [
     if mfm is not recipe_settings(name=name).test_time or name == "dacs"
 ]
 """Each recipe with all that it can have, and the barest one; one of them in every `make test`."""
+RECIPES += [pytest.param("dacs", True, terms, id=name, marks=pytest.mark.nightly) for name, terms in TERMS.items()]
 
 
-def sections(name: str, mfm: bool, steps: int = 40, processes: int = 1) -> dict:
-    """Settings of a round of tiny steps with dropout."""
+def sections(name: str, mfm: bool, terms: dict | None = None, steps: int = 40, processes: int = 1) -> dict:
+    """Settings of a round of tiny steps with dropout; `terms` stand in `recipe.advanced`."""
     return {
-        "recipe": {"name": name},
+        "recipe": {"name": name, "advanced": terms} if terms else {"name": name},
         "mfm": {"enabled": mfm},
         "network": {"multi_resolution": name == "hrda", "dropout": 0.2},
         "round": {
@@ -107,9 +110,9 @@ def assert_same(one: RoundFolder, other: RoundFolder, steps: int = 40) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("name", "mfm"), RECIPES)
-def test_killed_and_gone_on_is_the_same_as_in_one_go(training_state, name: str, mfm: bool) -> None:
-    whole = training_state.round(**sections(name, mfm))
+@pytest.mark.parametrize(("name", "mfm", "terms"), RECIPES)
+def test_killed_and_gone_on_is_the_same_as_in_one_go(training_state, name: str, mfm: bool, terms: dict) -> None:
+    whole = training_state.round(**sections(name, mfm, terms))
     killed = again(whole, "000002")
     process = fork(killed)
     end = time.monotonic() + DEADLINE

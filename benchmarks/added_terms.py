@@ -1,0 +1,19 @@
+"""The terms that any recipe with a teacher can add, as `adaptation.py` and `step_time.py` switch them on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class AddedTerm:
+    """One term, or several together."""
+
+    title: str
+    """As tables name it."""
+    advanced: dict[str, Any]
+    """What stands in `recipe.advanced`."""
+
+
+TERMS = {
+    "complementary": AddedTerm("complementary masks", {"complementary": {"weight": 1.0}}),
+}

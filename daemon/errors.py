@@ -29,6 +29,12 @@ class NotEnoughFrames(DaemonError):
     code = "not_enough_frames"
 
 
+class FitMismatch(NotEnoughFrames):
+    """Frames are made otherwise than the serving version sees images, so a round may use none of them."""
+
+    code = "fit_mismatch"
+
+
 class Stopping(DaemonError):
     """The daemon is stopping and starts no new work."""
 

@@ -126,7 +126,7 @@ def _stays_locked(layout: "StateLayout") -> bool:
 def _outcome(layout: "StateLayout", folder: "RoundFolder | None", number: int, *, stopping: bool) -> "Verdict":
     """Return the verdict of a round that has ended, or raise the error that explains why it has none."""
     from daemon.control.client import ControlFailed
-    from daemon.errors import NotEnoughFrames
+    from daemon.errors import FitMismatch, NotEnoughFrames
     from daemon.rounds.runner import RoundFailed
     from storage.durable.record import read_record
     from storage.rounds.refusal import Refusal
@@ -139,7 +139,7 @@ def _outcome(layout: "StateLayout", folder: "RoundFolder | None", number: int, *
         if stage in ("promoted", "rejected", "suggested"):
             return verdict
     if folder is None and not stopping and (refusal := read_record(layout.refusal, Refusal)) is not None:
-        raise NotEnoughFrames(refusal.reason)
+        raise (FitMismatch if refusal.code == FitMismatch.code else NotEnoughFrames)(refusal.reason)
     if not stopping:
         raise ControlFailed(f"round {number} has no verdict; see the daemon's log")
     raise _interrupted(folder, number)

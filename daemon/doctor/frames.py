@@ -28,11 +28,10 @@ def _stored(settings: Settings) -> Iterator[Finding]:
     except StorageError:
         return  # `mfmd check` tells it
     if others := made_otherwise(records, buffer):
-        detail = (
-            f"{others} of {len(records)} stored frames were not made with buffer.advanced.fit {buffer.advanced.fit}"
-        )
+        counts, fit = f"{len(others)} of {len(records)} stored frames", buffer.advanced.fit
+        detail = f"{counts} were not made with buffer.advanced.fit {fit}"
         resize = f"`mfmd buffer resize --height {buffer.height} --width {buffer.width}`"
-        yield warn("frames", f"{detail}: rounds mix the two", f"stop `mfmd run`, then {resize} makes them alike")
+        yield warn("frames", f"{detail}: rounds leave them out", f"stop `mfmd run`, then {resize} makes them alike")
 
 
 def _served(settings: Settings) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from daemon.errors import FitMismatch
 from daemon.rounds.schedule import ScheduleState
 from daemon.runtime.activity import ActivityPart
 from storage.buffer.catalog import Catalog
@@ -220,10 +221,11 @@ def _probation(layout: StateLayout) -> Probation | None:
 
 
 def _refused(layout: StateLayout) -> str:
-    """Return why the last round could not begin; nothing for a damaged record, which `mfmd check` reports."""
+    """Return what a round waits for that could not begin; nothing for a damaged record, which `mfmd check` reports."""
     with suppress(StorageError):
-        refusal = read_record(layout.refusal, Refusal)
-        return refusal.reason if refusal is not None else ""
+        if (refusal := read_record(layout.refusal, Refusal)) is not None:
+            what = "other settings" if refusal.code == FitMismatch.code else "other frames"
+            return f"{what}: {refusal.reason}"
     return ""
 
 

@@ -23,6 +23,7 @@ from daemon.gate.shadow import note_wait, progress_of
 from daemon.rounds.canary import without_canary
 from daemon.rounds.effort import round_settings, train_frames
 from daemon.rounds.environment import round_environment
+from daemon.rounds.fits import check_fit, without_others
 from daemon.rounds.history import device_uses
 from daemon.rounds.inheritance import inherited_round, promoted_round, restarts
 from daemon.rounds.launch import launch_command
@@ -101,7 +102,7 @@ class RoundContext:
 def launch_round(context: RoundContext, trigger: Trigger, effort: Effort = "full") -> Verdict:
     """Run one round now and carry out its verdict. Only one at a time, under the state directory's lock.
 
-    Raises NoCheckpoint or NotEnoughFrames when it cannot start, RoundFailed after a failure was recorded,
+    Raises NoCheckpoint, NotEnoughFrames or FitMismatch when it cannot start, RoundFailed after a failure was recorded,
     RoundSuspended when it was stopped and will resume, also while its candidate runs in the shadow.
     """
     buffer, registry, store = context.buffer, context.registry, context.store
@@ -112,7 +113,10 @@ def launch_round(context: RoundContext, trigger: Trigger, effort: Effort = "full
         allowed = without_canary(leased, settings)
         with _refusal(StateLayout(settings.state)):
             released, manual = registry.released(incumbent), trigger == "manual"
-            frames, out = choose_frames(allowed, buffer, settings, released, manual=manual)
+            check_fit(settings.buffer, registry.manifest(incumbent))
+            alike, others = without_others(allowed, settings.buffer)
+            frames, out = choose_frames(alike, buffer, settings, released, manual=manual)
+            out = others | out
             check_frames(frames, settings, out)
         sized = replace(context, settings=settings)
         spec = _spec(sized, number, incumbent, frames, trigger, effort).model_copy(update={"left_out": out})
@@ -157,7 +161,7 @@ def _refusal(layout: StateLayout) -> Iterator[None]:
     try:
         yield
     except NotEnoughFrames as error:
-        durable.write_record(layout.refusal, Refusal(at=time.time(), reason=str(error)))
+        durable.write_record(layout.refusal, Refusal(at=time.time(), code=error.code, reason=str(error)))
         raise
     durable.remove_file(layout.refusal)
 
@@ -217,7 +221,10 @@ def check_frames(
     """Raise NotEnoughFrames for too few frames for a round; `left_out`: those that it must not use, by reason."""
     least, why, what = settings.schedule.min_frames, "", "in the buffer"
     if left_out:
-        why, what = f"; round.advanced.leave_out leaves out: {left_out_text(left_out)}", "may be used"
+        by_rules = {reason: ids for reason, ids in left_out.items() if reason != "fit"}
+        others = {reason: ids for reason, ids in left_out.items() if reason == "fit"}
+        why, what = f"; left out: {left_out_text(others)}" if others else "", "may be used"
+        why += f"; round.advanced.leave_out leaves out: {left_out_text(by_rules)}" if by_rules else ""
     if len(frames) < least:
         raise NotEnoughFrames(f"{len(frames)} frames {what}, schedule.min_frames is {least}{why}; drop more images")
     if all(frame.holdout for frame in frames):

@@ -59,7 +59,7 @@ class ScheduleState:
     probation: Probation | None = None
     """The probation of the version that was promoted last."""
     refused: str = ""
-    """Why the last round that was called for could not begin: too few of its frames may be used."""
+    """What the last round that was called for waits for, and why: too few of its frames may be used, or none."""
     unsettled: str = ""
     """What the gate still has to find out about the newest frames; a recall during a round would void its verdict."""
     paused: str = ""
@@ -229,7 +229,7 @@ def _hold(
     if settles(now, state, settings):
         return "unsettled", state.unsettled
     if state.refused:
-        return "refused", f"other frames: {state.refused}"
+        return "refused", state.refused
     return "none", ""
 
 

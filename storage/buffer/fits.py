@@ -15,9 +15,12 @@ def is_squashed(record: FrameRecord, height: int, width: int) -> bool:
     return height - rows > 1 or width - columns > 1  # one row may be rounding after a resize
 
 
-def made_otherwise(records: Iterable[FrameRecord], settings: BufferSettings) -> int:
-    """Return how many frames have another fit than `buffer.advanced.fit`; those of the frame's aspect have none."""
-    height, width = settings.height, settings.width
+def made_otherwise(records: Iterable[FrameRecord], settings: BufferSettings) -> list[FrameRecord]:
+    """Return the frames of another fit than `buffer.advanced.fit`; an image of the frame's aspect has none.
+
+    The filter (`buffer.advanced.resample`) that made a frame is not recorded.
+    """
+    size = settings.height, settings.width
     if settings.advanced.fit == "squash":
-        return sum((record.valid_height, record.valid_width) != (height, width) for record in records)
-    return sum(is_squashed(record, height, width) for record in records)
+        return [record for record in records if (record.valid_height, record.valid_width) != size]
+    return [record for record in records if is_squashed(record, *size)]

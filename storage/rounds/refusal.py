@@ -8,5 +8,7 @@ class Refusal(Record):
 
     at: float
     """When it was refused (Unix, seconds)."""
+    code: str = "not_enough_frames"
+    """Stable code of the error."""
     reason: str
     """What happened and what to do, in one sentence."""

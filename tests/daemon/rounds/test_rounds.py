@@ -7,13 +7,14 @@ import time
 import pytest
 from PIL import Image
 
-from daemon.errors import NotEnoughFrames
+from daemon.errors import FitMismatch, NotEnoughFrames
 from daemon.rounds import runner as rounds
 from daemon.rounds.history import schedule_state, summaries
 from daemon.rounds.recovery import finish_round, recover
 from daemon.rounds.runner import RoundContext, RoundFailed, launch_round
 from daemon.rounds.schedule import due
 from daemon.runtime.process_group import children_of, group_alive
+from daemon.status.collect import collect_status
 from storage.errors import NoCheckpoint
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import Progress, RoundScores, RoundSpec
@@ -266,3 +267,37 @@ def test_frames_that_a_reservoir_did_not_keep_start_no_round(bench, drop, write_
     recover(world.settings, world.buffer, registry)
     assert max(kept) < 30
     assert schedule_state(world.buffer.catalog, store, registry).new_frames == 0
+
+
+def test_frames_of_another_fit_stay_out_and_another_fit_than_the_serving_ones_starts_nothing(
+    bench, registry, add_version, drop, write_image, store, program
+):
+    program("scores('failed', 'enough')")
+    add_version()
+
+    def filled(numbers: range, **advanced: str):
+        made = bench(buffer={"advanced": advanced})
+        for number in numbers:
+            write_image(drop / f"{number}.png", number)
+        made.until(lambda: made.counts.frames == numbers[-1] + 1)
+        return made
+
+    world = filled(range(4), fit="squash")
+    with pytest.raises(FitMismatch, match=r"version 1 serves with \{fit: aspect, resample: bilinear\}"):
+        _run(world, registry)
+    due_now = changed(world.settings, schedule={"enabled": True, "new_frames": 4})
+    assert collect_status(due_now).next_round.waiting_for.startswith("other settings: buffer.advanced is {fit: squash")
+    world.close()
+    world = filled(range(4, 12))
+    with pytest.raises(RoundFailed):
+        _run(world, registry)
+    spec = store.latest().spec()
+    squashed = {it.id for it in world.buffer.records() if (it.valid_height, it.valid_width) == (32, 48)}
+    assert len(squashed) == 4 and spec.left_out == {"fit": tuple(sorted(squashed))}
+    assert sorted((*spec.train_frames, *spec.holdout_frames)) == sorted(
+        {it.id for it in world.buffer.records()} - squashed
+    )
+    assert summaries(store, 5, alive=False)[0].left_out == {"fit": 4}
+    world.settings = changed(world.settings, schedule={"min_frames": 9})
+    with pytest.raises(NotEnoughFrames, match=r"8 frames may be used.*; left out: 4 fit \(.*mfmd doctor"):
+        _run(world, registry)

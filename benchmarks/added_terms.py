@@ -15,5 +15,6 @@ class AddedTerm:
 
 
 TERMS = {
-    "complementary": AddedTerm("complementary masks", {"complementary": {"weight": 1.0}}),
+    "complementary": AddedTerm("complementary masks", {"complementary": {"enabled": True}}),
+    "blda": AddedTerm("BLDA", {"blda": {"enabled": True}}),
 }

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 from configs.plugins import RECIPES as PLUGINS
 from configs.plugins import checked_name
 from configs.section import Fraction, NotNegative, Positive, Section
-from configs.terms import ComplementarySettings
+from configs.terms import BldaSettings, ComplementarySettings
 
 RecipeName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta", "plugin"]
 
@@ -65,6 +65,7 @@ class SelfTrainingAdvanced(Section):
     blur_probability: Fraction = 0.5
     """Probability of Gaussian blur (sigma 0.15-1.15 pixels), drawn once a step."""
     complementary: ComplementarySettings = ComplementarySettings()
+    blda: BldaSettings = BldaSettings()
 
 
 class SelfTrainingSettings(RecipeBase):
@@ -88,7 +89,7 @@ class SelfTrainingSettings(RecipeBase):
 
     @model_validator(mode="after")
     def _regions_are_known(self) -> Self:
-        if self.advanced.complementary.by_region and not self.thing_classes:
+        if self.advanced.complementary.enabled and self.advanced.complementary.by_region and not self.thing_classes:
             raise ValueError(
                 "advanced.complementary.by_region: needs thing_classes, the names of the countable classes; set it, "
                 "or by_region to false"

@@ -117,6 +117,16 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _blda_has_its_images(self) -> Self:
+        recipe = self.recipe
+        if self.source is None and isinstance(recipe, SelfTrainingSettings) and recipe.advanced.blda.enabled:
+            raise ValueError(
+                "recipe.advanced.blda: needs labelled source images, whose logits are the anchor, and `source` is not "
+                "set; set it, or enabled to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _labels_mean_classes(self) -> Self:
         names = [entry.name for entry in self.classes]
         if canary := self.canary.as_source(self.source):

@@ -1,14 +1,15 @@
-"""Settings of the terms that any recipe with a teacher can add, below `recipe.advanced`; each is off at weight 0."""
+"""Settings of the terms that any recipe with a teacher can add, below `recipe.advanced`."""
 
-from configs.section import Fraction, NotNegative, Section
+from configs.section import Fraction, NotNegative, Positive, PositiveInt, Section
 
 
 class ComplementarySettings(Section):
     """Two complementary masked views of the target image (MaskTwins; Wang et al., ICML 2025, arXiv 2507.12008)."""
 
-    weight: NotNegative = 0.0
-    """Weight of the term: the cross-entropy of both views against the same pseudo-label, half each. 0 is off; 1 is
-    published."""
+    enabled: bool = False
+    """Add the term."""
+    weight: Positive = 1.0
+    """Weight of the term: the cross-entropy of both views against the same pseudo-label, half each."""
     distance_weight: NotNegative = 0.01
     """Weight of the mean squared difference of the two views' logits, inside the term."""
     block: Fraction = 0.0625
@@ -19,3 +20,28 @@ class ComplementarySettings(Section):
     by_region: bool = False
     """Draw the blocks separately for the things (`recipe.thing_classes`) and for the stuff of the pseudo-label: a
     reading of OMUDA's context level."""
+
+
+class BldaSettings(Section):
+    """Class balance by the distributions of logits (BLDA; Li et al., ICML 2025, arXiv 2512.06886); needs source."""
+
+    enabled: bool = False
+    """Add the term."""
+    strength: Positive = 0.1
+    """Share tau of the alignment that is subtracted from the logits in the losses source and mix."""
+    quantile_weight: NotNegative = 0.2
+    """Weight of the head that learns each pixel's quantile in the distribution of its class; 0 leaves it out."""
+    components: PositiveInt = 5
+    """Normal distributions in the mixture of each class and logit."""
+    iterations: PositiveInt = 3
+    """Steps of expectation maximisation at each training step."""
+    momentum: Fraction = 0.99
+    """Share of a mixture that stays at each step."""
+    warmup: PositiveInt = 1500
+    """Steps over which the momentum rises from 0."""
+    class_share: Fraction = 500 / (2 * 512**2)
+    """A class moves its mixtures when it has this share of the batch's pixels: 500 of two crops of 512x512."""
+    trim: Fraction = 0.01
+    """Quantiles below this and above 1 minus this are treated as this: the tails of a mixture are poorly known."""
+    stride: PositiveInt = 4
+    """Rows and columns of the pixels that the mixtures are fitted to: every one in so many."""

@@ -1,5 +1,6 @@
 """The terms that settings add to any recipe with a teacher: those of `recipe.advanced`, then MFM."""
 
+from adapters.recipes.blda import Blda
 from adapters.recipes.complementary import complementary_term
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import Term
@@ -10,6 +11,8 @@ from configs.recipe import SelfTrainingSettings
 def with_added(inputs: RecipeInputs[SelfTrainingSettings], terms: list[Term]) -> list[Term]:
     """Return the recipe's `terms`, followed by those that are switched on in `recipe.advanced`, then those of MFM."""
     advanced, added = inputs.recipe.advanced, list[Term]()
-    if advanced.complementary.weight > 0.0:
+    if advanced.complementary.enabled:
         added.append(complementary_term)
+    if advanced.blda.enabled:
+        added.append(Blda(inputs))
     return with_mfm(inputs, [*terms, *added])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adapters.augmentation.augment import normalise_unit
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.training_pass import Encoded, prediction_loss
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
 from adapters.self_training.pseudo_labels import PseudoLabel, pseudo_label
 from adapters.self_training.teacher import Teacher
@@ -48,6 +49,26 @@ class Anchor:
 
 
 @dataclass(frozen=True, slots=True)
+class Supervised:
+    """A pass of the student over labelled pixels, before its loss is computed."""
+
+    name: str
+    """Name of the loss: source or mix."""
+    encoded: Encoded
+    labels: Tensor
+    """[B, H, W] int64."""
+    weight: Tensor | None
+    """Loss weight of each pixel, [B, H, W]; None: all 1."""
+    true: Tensor | None = None
+    """Which labels are true, the others are the teacher's, bool [B, H, W]; None: all are."""
+
+
+def cross_entropy(inputs: RecipeInputs[Any], seen: Supervised) -> dict[str, Tensor]:
+    """Return the plain loss of a pass, under its name."""
+    return {seen.name: prediction_loss(inputs.student, seen.encoded, seen.labels, seen.weight)}
+
+
+@dataclass(frozen=True, slots=True)
 class StepImages:
     """A batch on the device, with the teacher's answer."""
 
@@ -61,10 +82,31 @@ class StepImages:
     """Their labels, [B, H, W] int64."""
     teacher: SegmentationNetwork | None = None
     """The network that gave the answer."""
+    compare: Callable[[RecipeInputs[Any], Supervised], dict[str, Tensor]] = cross_entropy
+    """Losses of the passes over source and mix, by name."""
 
 
 Term = Callable[[RecipeInputs[Any], StepImages], dict[str, Tensor]]
 """Losses by name, each with its factor, that share a forward pass; empty when the batch has nothing for them."""
+
+
+class TermModule(nn.Module):
+    """A `Term` with weights or statistics of its own. They exist in training only: no version holds them.
+
+    They are saved and resumed with the training state. The optimizer trains the weights at the rate of the student's
+    decoder, those below an attribute `encoder` at that of its encoder. Call it as any term.
+    """
+
+    name: str
+    """The term's name in `recipe.advanced`, and that of its file in the training state."""
+
+    def prepare(self, inputs: RecipeInputs[Any], images: StepImages) -> StepImages:
+        """Return the batch as all terms of the step see it: with other pseudo-labels, or another comparison."""
+        return images
+
+    def forward(self, inputs: RecipeInputs[Any], images: StepImages) -> dict[str, Tensor]:
+        """Return the term's own losses; none by default."""
+        return {}
 
 
 class SelfTraining(Recipe[SelfTrainingSettings]):
@@ -78,6 +120,7 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
         super().__init__(inputs)
         self.teacher = Teacher(self.student, inputs.recipe.ema_decay)
         self._terms = terms
+        self._modules = [term for term in terms if isinstance(term, TermModule)]
         strength = inputs.recipe.anchor_strength(source_free=inputs.source_free)
         self._anchor = Anchor(self.student, inputs.released, strength)
 
@@ -95,8 +138,8 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
         return teacher.network
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return student, teacher and Rebuilder."""
-        return {**super().modules(), "teacher": self.teacher.network}
+        """Return student, teacher, Rebuilder, and terms that hold something."""
+        return {**super().modules(), "teacher": self.teacher.network, **{term.name: term for term in self._modules}}
 
     def _images(self, batch: StepBatch) -> StepImages:
         inputs, source = self.inputs, batch.source
@@ -115,6 +158,8 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
 
     def _backward(self, batch: StepBatch, share: float) -> StepLosses:
         images, found = self._images(batch), dict[str, Tensor]()
+        for module in self._modules:
+            images = module.prepare(self.inputs, images)
         for term in self._terms:
             losses = term(self.inputs, images)
             if losses:

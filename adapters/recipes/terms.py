@@ -14,7 +14,7 @@ from adapters.networks.step_rng import StepRng
 from adapters.networks.training_pass import encode, prediction_loss
 from adapters.recipes.feature_distance import FeatureDistance
 from adapters.recipes.recipe import RecipeInputs
-from adapters.recipes.self_training import StepImages, Term
+from adapters.recipes.self_training import StepImages, Supervised, Term
 from configs.recipe import MicSettings, RecipeBase, SelfTrainingSettings
 
 
@@ -30,7 +30,7 @@ def source_term(
     with inputs.autocast():
         encoded = encode(inputs.student, normalise_unit(source), inputs.draws)
         weight = inputs.label_weight(images.source_labels)
-        losses = {"source": prediction_loss(inputs.student, encoded, images.source_labels, weight)}
+        losses = images.compare(inputs, Supervised("source", encoded, images.source_labels, weight))
         if distance is not None:
             losses["feature_distance"] = distance.weight * distance(encoded, images.source_labels)
     return losses
@@ -42,24 +42,25 @@ def mix_term(inputs: RecipeInputs[SelfTrainingSettings], images: StepImages) -> 
     Without source there is nothing to paste, and the student learns the pseudo-labels on the jittered and blurred
     target crops themselves.
     """
-    mixed, labels, weight = _mix(inputs, images)
+    mixed, labels, weight, true = _mix(inputs, images)
     mixed = strong_augment(mixed, inputs.recipe, inputs.draws)
     with inputs.autocast():
         encoded = encode(inputs.student, normalise_unit(mixed), inputs.draws)
-        return {"mix": prediction_loss(inputs.student, encoded, labels, weight)}
+        return images.compare(inputs, Supervised("mix", encoded, labels, weight, true))
 
 
-def _mix(inputs: RecipeInputs[SelfTrainingSettings], images: StepImages) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images [B, 3, H, W], labels [B, H, W], weights [B, H, W]."""
+def _mix(inputs: RecipeInputs[SelfTrainingSettings], images: StepImages) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return images [B, 3, H, W], labels [B, H, W], weights [B, H, W], and which labels are true, bool [B, H, W]."""
     labels, weight = images.pseudo.labels, images.pseudo.weight
     if images.source is None or images.source_labels is None or not inputs.recipe.advanced.classmix:
-        return images.target, labels, weight
+        return images.target, labels, weight, torch.zeros_like(labels, dtype=torch.bool)
     mask = class_mask(images.source_labels, inputs.draws)
     true = inputs.label_weight(images.source_labels)
     return (
         paste(mask, images.source, images.target),
         paste(mask, images.source_labels, labels),
         paste(mask, torch.ones_like(weight) if true is None else true, weight),
+        mask,
     )
 
 

@@ -1,6 +1,6 @@
 """AdamW with parameter groups, linear warm-up and polynomial decay (as DAFormer, arXiv 2111.14887)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ def build_optimizer(
     *,
     rebuilder: nn.Module | None = None,
     rebuilder_lr: float = 0.0,
+    added: Mapping[str, nn.Module] | None = None,
 ) -> torch.optim.AdamW:
     """Build AdamW: encoder at `learning_rate`, decoder `head_multiplier` times faster, Rebuilder at `rebuilder_lr`.
 
-    Vectors and scalars (norm layers, biases) get no weight decay.
+    Modules `added` to the training, by name, learn as the network does: what lies in an `encoder` at the encoder's
+    rate, the rest at the decoder's. Vectors and scalars (norm layers, biases) get no weight decay.
     """
     rate, decay = settings.learning_rate, settings.advanced.weight_decay
     groups = [
@@ -31,6 +33,12 @@ def build_optimizer(
     ]
     if rebuilder is not None:
         groups += _groups("rebuilder", rebuilder.parameters(), rebuilder_lr, decay)
+    for name, module in (added or {}).items():
+        inner, outer = list[nn.Parameter](), list[nn.Parameter]()
+        for path, parameter in module.named_parameters():
+            (inner if path.startswith("encoder.") else outer).append(parameter)
+        groups += _groups(f"{name}_encoder", inner, rate, decay)
+        groups += _groups(name, outer, rate * settings.head_multiplier, decay)
     return torch.optim.AdamW(groups, fused=True)
 
 

@@ -19,6 +19,7 @@ from adapters.networks.parallel import average_buffers, average_gradients
 from adapters.networks.step_rng import StepRng
 from adapters.recipes.build import build_recipe
 from adapters.recipes.recipe import RecipeInputs, StepBatch, StepLosses
+from adapters.recipes.self_training import TermModule
 from adapters.rounds.inputs import RoundInputs
 from adapters.rounds.optim import build_optimizer, set_learning_rates
 from adapters.sampling.crops import SourceCrops, TargetCrops, crop_within
@@ -113,8 +114,13 @@ class Training:
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         settings, rebuilder = self._settings, self.recipe.rebuilder
+        added = {name: module for name, module in self.recipe.modules().items() if isinstance(module, TermModule)}
         built = build_optimizer(
-            self.student, settings.round.optim, rebuilder=rebuilder, rebuilder_lr=settings.mfm.learning_rate
+            self.student,
+            settings.round.optim,
+            rebuilder=rebuilder,
+            rebuilder_lr=settings.mfm.learning_rate,
+            added=added,
         )
         optimizer: torch.optim.Optimizer = self.accelerator.prepare(built)
         return optimizer

@@ -3,6 +3,9 @@
 from typing import Any
 
 TERMS: dict[str, dict[str, Any]] = {
-    "complementary": {"complementary": {"weight": 1.0}},
+    "complementary": {"complementary": {"enabled": True}},
+    "blda": {"blda": {"enabled": True, "class_share": 0.0, "warmup": 5}},
 }
 """What stands in `recipe.advanced`, by term."""
+TOGETHER = {name: settings for term in TERMS.values() for name, settings in term.items()}
+"""All of them."""

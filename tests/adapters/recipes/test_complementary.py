@@ -13,7 +13,7 @@ from configs.settings import Settings
 from tests.adapters.recipes.recipe_steps import CROP, batch, gradients, inputs_of, network, recipe_of
 from tests.sections import recipe_settings
 
-ON = {"complementary": {"weight": 1.0}}
+ON = {"complementary": {"enabled": True}}
 TEACHING = [name for name, recipe in RECIPES.items() if not recipe.test_time and name not in ("plugin", "hrda")]
 """Recipes with a teacher, on a network with one view."""
 
@@ -27,7 +27,12 @@ def seen_by(recipe: SelfTraining) -> list[torch.Tensor]:
 
 def test_constants_are_the_published_ones_and_it_is_off() -> None:
     settings = recipe_settings().advanced.complementary
-    assert (settings.weight, settings.distance_weight, settings.block, settings.ratio) == (0.0, 0.01, 1 / 16, 0.5)
+    assert not settings.enabled and (settings.weight, settings.distance_weight, settings.block, settings.ratio) == (
+        1.0,
+        0.01,
+        1 / 16,
+        0.5,
+    )
 
 
 def test_each_view_shows_what_the_other_hides_and_the_loss_is_that_of_both() -> None:
@@ -69,7 +74,7 @@ def test_both_weights_are_factors_and_the_distance_alone_gives_a_gradient() -> N
     found = []
     for weight, distance in ((1.0, 0.0), (1.0, 1.0), (2.0, 1.0)):
         student = network()
-        settings = {"complementary": {"weight": weight, "distance_weight": distance}}
+        settings = {"complementary": {"enabled": True, "weight": weight, "distance_weight": distance}}
         losses = recipe_of(student, **settings).step(step._replace(source=None)).losses
         found.append((losses["complementary_distance"], gradients(student)))
     assert found[0][0] == 0.0 and not any(gradient.any() for gradient in found[0][1])
@@ -93,7 +98,7 @@ def test_any_recipe_takes_it_and_its_other_losses_stay(name: str, mfm: bool) -> 
 
 
 def test_things_and_stuff_are_drawn_separately() -> None:
-    things = {"thing_classes": ["class 1", "class 3"], "complementary": {"weight": 1.0, "by_region": True}}
+    things = {"thing_classes": ["class 1", "class 3"], "complementary": {"enabled": True, "by_region": True}}
     inputs = inputs_of(network(), **things)
     labels = torch.tensor([[[0, 1, 2, 3, 255]]])
     assert thing_pixels(inputs, labels).tolist() == [[[[False, True, False, True, False]]]]
@@ -108,7 +113,7 @@ def test_things_and_stuff_are_drawn_separately() -> None:
 
 
 def test_regions_need_thing_classes_that_are_classes() -> None:
-    regions = {"complementary": {"weight": 1.0, "by_region": True}}
+    regions = {"complementary": {"enabled": True, "by_region": True}}
     with pytest.raises(ValidationError, match="by_region: needs thing_classes"):
         recipe_settings(advanced=regions)
     with pytest.raises(ValidationError, match=r"recipe.thing_classes: no class 'cra'.*car"):

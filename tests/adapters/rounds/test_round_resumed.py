@@ -19,7 +19,7 @@ from daemon.rounds.environment import round_environment
 from daemon.rounds.launch import launch_command
 from storage import durable
 from storage.rounds.folder import RoundFolder
-from tests.adapters.recipes.added_terms import TERMS
+from tests.adapters.recipes.added_terms import TERMS, TOGETHER
 from tests.adapters.rounds.forked_rounds import DEADLINE, fork, run_pair, wait
 from tests.sections import recipe_settings
 
@@ -31,13 +31,15 @@ RECIPES = [
         mfm,
         {},
         id=f"{name}{'+mfm' if mfm else ''}",
-        marks=() if (name, mfm) == ("dacs", True) else pytest.mark.nightly,
+        marks=pytest.mark.nightly,
     )
     for name in RECIPES
     for mfm in (False, True)
     if mfm is not recipe_settings(name=name).test_time or name == "dacs"
 ]
-"""Each recipe with all that it can have, and the barest one; one of them in every `make test`."""
+"""Each recipe with MFM if it can have it, and the barest one."""
+RECIPES.append(pytest.param("dacs", True, TOGETHER, id="dacs+mfm+terms"))
+"""With all terms that can be added: the one of every `make test`."""
 RECIPES += [pytest.param("dacs", True, terms, id=name, marks=pytest.mark.nightly) for name, terms in TERMS.items()]
 
 

@@ -197,6 +197,14 @@ def test_the_adapters_package_itself_imports_no_torch() -> None:
     _run("import sys, adapters, adapters.errors\nassert 'torch' not in sys.modules")
 
 
+def test_only_encoders_that_are_built_of_it_import_transformers_on_load() -> None:
+    """It takes 2.8 s and 120 MB in each process (decision 0020)."""
+    loading = {
+        name for name in SOURCES for _, imported in _imports_on_load(_tree(name)) if imported.startswith("transformers")
+    }
+    assert loading == {f"adapters/networks/encoders/{encoder}.py" for encoder in ("dinov2", "mit")}
+
+
 def test_command_files_import_late() -> None:
     wrong = [
         f"{name}:{line} imports {imported}"

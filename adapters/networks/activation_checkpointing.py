@@ -16,8 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from adapters.networks.network import SegmentationNetwork
 
-_RESIDUAL_BLOCKS = ("BasicLayer", "BottleNeckLayer", "ConvNextLayer", "InvertedResidual")
-"""Suffixes of the class names of residual blocks: ResNet, ConvNeXt, MobileNetV2, MobileViT."""
+_RESIDUAL_BLOCKS = (
+    *("BasicBlock", "BottleneckBlock"),
+    *("BasicLayer", "BottleNeckLayer", "ConvNextLayer", "InvertedResidual"),
+)
+"""Ends of the class names of residual blocks: of ours; of ResNet, ConvNeXt, MobileNetV2, MobileViT of transformers."""
 
 
 def checkpoint_encoder(network: SegmentationNetwork) -> None:

@@ -14,7 +14,6 @@ from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.encoders.dinov2 import build_dinov2
 from adapters.networks.encoders.mit import MIT_SPECS, build_mit
-from adapters.networks.encoders.resnet import build_resnet
 from adapters.networks.initialisation import initialise_convolutions
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.step_rng import StepRng
@@ -113,40 +112,6 @@ def test_seed_fixes_the_initial_weights() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize(("stride", "side"), [(8, 16), (16, 8), (32, 4)])
-def test_output_stride_sets_the_deepest_map(stride: int, side: int) -> None:
-    encoder = build_resnet("resnet_tiny", stride, (1, 4), None).eval()
-    with torch.no_grad():
-        fine, deepest = encoder(torch.randn(1, 3, 128, 128))
-    assert fine.shape == (1, 32, 32, 32)
-    assert deepest.shape == (1, 128, side, side)
-
-
-def first_dilation(block: nn.Module) -> int:
-    """Dilation of the first 3x3 convolution of a block."""
-    layers = (layer for layer in block.modules() if isinstance(layer, nn.Conv2d))
-    return next(layer.dilation[0] for layer in layers if layer.kernel_size == (3, 3))
-
-
-def test_stride_eight_has_the_published_dilations() -> None:
-    """As published: strides 1, 2, 1, 1; dilations 1, 1, 2, 4; a stage's first block keeps its predecessor's."""
-    stages = build_resnet("resnet50", 8, (4,), None).model.encoder.stages
-    dilations = [[first_dilation(block) for block in stage.layers] for stage in stages]
-    assert dilations == [[1] * 3, [1] * 4, [1] + [2] * 5, [2] + [4] * 2]
-
-
-def test_dilation_keeps_the_features_of_the_undilated_network() -> None:
-    """Output stride 8 sees, at every fourth position, exactly what stride 32 sees."""
-    torch.manual_seed(3)
-    coarse = build_resnet("resnet_tiny", 32, (4,), None).eval()
-    dense = build_resnet("resnet_tiny", 8, (4,), None).eval()
-    dense.load_state_dict(coarse.state_dict())
-    images = torch.randn(1, 3, 256, 256)
-    with torch.no_grad():
-        expected, found = coarse(images)[0], dense(images)[0][..., ::4, ::4]
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("name", "millions"),
     [("mit_b0", 3.3), ("mit_b1", 13.1), ("mit_b2", 24.2), ("mit_b3", 44.0), ("mit_b4", 60.8), ("mit_b5", 81.4)],
@@ -157,18 +122,6 @@ def test_mit_has_the_published_size(name: str, millions: float) -> None:
         encoder = build_mit(name, None)
     assert parameters_of(encoder) / 1e6 == pytest.approx(millions, rel=0.02)
     assert encoder.feature_channels == tuple(MIT_SPECS[name]["hidden_sizes"])
-
-
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [("resnet18", 11.18), ("resnet34", 21.28), ("resnet50", 23.51), ("resnet101", 42.50), ("resnet152", 58.14)],
-)
-def test_resnet_has_the_published_size(name: str, millions: float) -> None:
-    """torchvision's counts without the classifier."""
-    with torch.device("meta"):
-        encoder = build_resnet(name, 8, (1, 4), None)
-    assert parameters_of(encoder) / 1e6 == pytest.approx(millions, rel=0.002)
-    assert encoder.feature_channels == ((64, 512) if name in ("resnet18", "resnet34") else (256, 2048))
 
 
 @pytest.mark.parametrize(

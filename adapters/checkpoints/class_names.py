@@ -1,5 +1,6 @@
 """Compare the classes of a model with those of the configuration: a class at another index mislabels every mask."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,7 +65,7 @@ def _listed(names: Sequence[str]) -> str:
 def names_of(hf_config: dict[str, Any]) -> list[str] | None:
     """Return the class names of a config.json by index; None when it gives none, or only numbers (LABEL_0).
 
-    Raises UnsupportedModel when it does not number its classes 0, 1, 2, ...
+    Raises UnsupportedModel when it does not number its classes 0, 1, 2, ..., or when a name is no text.
     """
     labels = hf_config.get("id2label")
     if isinstance(labels, list):
@@ -77,5 +78,10 @@ def names_of(hf_config: dict[str, Any]) -> list[str] | None:
     gaps = sorted(set(range(len(labels))) - by_index.keys())
     if gaps:
         raise UnsupportedModel(f"config.json: id2label has {len(labels)} entries, but none for class {gaps[0]}")
+    for index, name in sorted(by_index.items()):
+        if isinstance(name, bool) or not isinstance(name, (str, int)):
+            raise UnsupportedModel(
+                f"config.json: id2label gives class {index} the name {json.dumps(name)}; text is needed"
+            )
     names = [str(by_index[index]) for index in range(len(labels))]
     return None if all(_GENERIC.fullmatch(plain_name(name)) for name in names) else names

@@ -12,6 +12,8 @@ FORMATS = (
     ".safetensors file with the weights of the configuration's `network`"
 )
 """What `mfmd import` takes, for messages."""
+_SWITCHES = ("keep_aspect_ratio", "reduce_labels")
+"""Fields of image processors that are true or false, beside those that begin with `do_`."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -24,13 +26,25 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_preprocessor(path: Path) -> dict[str, Any] | None:
-    """Return the image processor's settings, from the file of either generation; None: the directory does not say."""
+    """Return the image processor's settings, from the file of either generation; None: the directory does not say.
+
+    Raises UnsupportedModel, naming the field, for a switch that is neither true nor false.
+    """
     if (file := path / "preprocessor_config.json").is_file():
-        return _read_json(file)
+        return _with_switches(_read_json(file), "preprocessor_config.json: ")
     if (file := path / "processor_config.json").is_file():  # transformers 5 may save one file for all processors
         inner = _read_json(file).get("image_processor")
-        return inner if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            return _with_switches(inner, "processor_config.json: image_processor.")
     return None
+
+
+def _with_switches(content: dict[str, Any], place: str) -> dict[str, Any]:
+    """Return `content`; its switches are read by their truth, and the text "false" would be true."""
+    for key, value in content.items():
+        if (key.startswith("do_") or key in _SWITCHES) and value not in (None, False, True):
+            raise UnsupportedModel(f"{place}{key} is {json.dumps(value)}; true or false is needed, without quotes")
+    return content
 
 
 def _read_json(path: Path) -> dict[str, Any]:

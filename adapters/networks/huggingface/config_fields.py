@@ -15,12 +15,17 @@ UNREAD = ("auxiliary", "ignore_index", "indices", "in_index", "label2id")
 
 
 def check_fields(values: Mapping[str, Any], place: str = "") -> None:
-    """Raise UnsupportedModel, naming the field, for a number that no model has; where transformers knows its kind."""
+    """Raise UnsupportedModel, naming the field, for a number that no model has, and for text in place of true or false.
+
+    Only fields that transformers knows are looked at.
+    """
     usual = _usual(values)
     for key, value in values.items():
         numbers, default = list(_numbers(value)), list(_numbers(usual.get(key)))
         if isinstance(value, dict) and "model_type" in value:
             check_fields(value, f"{place}{key}.")
+        if isinstance(usual.get(key), bool) and isinstance(value, str):
+            raise UnsupportedModel(f"config.json: {place}{key} is {value!r}; true or false is needed, without quotes")
         if not default or isinstance(default[0], bool) or any(part in key for part in UNREAD):
             continue
         low, high, exact = _range_of(key, default)

@@ -96,6 +96,9 @@ def test_keys_may_be_numbers_or_text_in_any_order() -> None:
         ({"0": "sky", "2": "road"}, "none for class 1"),
         ({"1": "sky", "2": "road"}, "none for class 0"),
         ({"0": "sky", "00": "road"}, "none for class 1"),
+        ({"0": "sky", "1": None}, "gives class 1 the name null; text"),
+        (["sky", ["road"]], r'gives class 1 the name \["road"\]; text'),
+        ({"0": "sky", "1": True}, "gives class 1 the name true; text"),
     ],
 )
 def test_labels_that_do_not_count_from_0_are_refused(labels: object, reason: str) -> None:

@@ -15,6 +15,7 @@ from adapters.errors import NetworkMismatch
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.own import changed_code, renamed_weights
+from adapters.networks.source_digest import warn_of_changes
 from adapters.networks.weight_files import damage_of, weight_problems
 from configs.network import Architecture
 from configs.settings import Settings
@@ -86,9 +87,11 @@ def network_of(manifest: Manifest) -> SegmentationNetwork:
         raise kind(f"manifest of version {manifest.version}: {field}: {problem['msg']}{remedy}") from error
     settings = settings.model_copy(update={"pretrained": None})
     try:
-        return build_network(settings, len(manifest.classes))
+        network = build_network(settings, len(manifest.classes))
     except NetworkMismatch as error:  # a package that is missing or has changed since
         raise NetworkMismatch(f"version {manifest.version}: {error}") from error
+    warn_of_changes(network, manifest)
+    return network
 
 
 def make_manifest(
@@ -96,13 +99,15 @@ def make_manifest(
     *,
     origin: Literal["pretrain", "import"],
     network: Architecture | None = None,
+    network_code: str = "",
     seed: int | None = None,
     scores: Mapping[str, float] | None = None,
 ) -> Manifest:
     """Build the manifest of weights made under `settings` for `CheckpointRegistry.add`, which numbers it.
 
     `network` replaces `settings.network` (imports). `network` does not record where encoder weights first came from:
-    the version holds all weights and must load where that directory does not exist.
+    the version holds all weights and must load where that directory does not exist. `network_code` is the network's
+    `source_digest`.
     """
     values = settings.model_dump(mode="json")
     architecture = (network or settings.network.architecture()).model_copy(update={"pretrained": None})
@@ -110,6 +115,7 @@ def make_manifest(
         origin=origin,
         created=time.time(),
         network=architecture.model_dump(mode="json"),
+        network_code=network_code,
         classes=tuple(entry.model_dump(mode="json") for entry in settings.classes),
         input_height=settings.buffer.height,
         input_width=settings.buffer.width,

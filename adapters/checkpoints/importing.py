@@ -50,7 +50,7 @@ def import_checkpoint(
         network, architecture = _from_pickle(path, settings, unsafe_pickle)
     else:
         network, architecture = _from_file(path, settings)
-    manifest = make_manifest(settings, origin="import", network=architecture)
+    manifest = make_manifest(settings, origin="import", network=architecture, network_code=network.source_digest)
     with tempfile.TemporaryDirectory(prefix="mfmd-import-") as folder:
         weights = Path(folder) / "model.safetensors"
         save_weights(network, weights)

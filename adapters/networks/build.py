@@ -13,6 +13,7 @@ from adapters.networks.encoders.unet import UnetEncoder
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.own import build_own
+from adapters.networks.source_digest import source_digest
 from configs.network import Architecture, is_own
 
 ENCODER_FAMILIES = {
@@ -42,6 +43,8 @@ def build_network(settings: Architecture, num_classes: int) -> SegmentationNetwo
         "huggingface": _huggingface,
     }
     network = (build_own if is_own(settings.name) else builders[settings.name])(settings, num_classes)
+    if is_own(settings.name):
+        network.source_digest = source_digest(settings.name, network)
     if settings.multi_resolution:
         sizes = (network.feature_channels, settings.channels, num_classes, settings.dropout)
         network = MultiResolutionNetwork(network, daformer.ScaleAttention(*sizes))

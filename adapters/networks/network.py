@@ -62,6 +62,8 @@ class SegmentationNetwork(nn.Module):
         self.num_classes = num_classes
         self.feature_channels = tuple(feature_channels)
         """Channels of each map of `encode`, deepest last."""
+        self.source_digest = ""
+        """Of an operator's own network: the digest of its source files, if known."""
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return feature maps `[B, C_l, H_l, W_l]` of normalised images `[B, 3, H, W]`, deepest last."""

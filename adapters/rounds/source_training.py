@@ -89,7 +89,8 @@ class _SourceTraining:
         self._train(network, source, device)
         self._report("validating", steps, steps)
         scores = source_scores(network.eval(), source, [entry.name for entry in self._settings.classes])
-        manifest = make_manifest(self._settings, origin="pretrain", seed=self._pretrain.advanced.seed, scores=scores)
+        seed, code = self._pretrain.advanced.seed, network.source_digest
+        manifest = make_manifest(self._settings, origin="pretrain", seed=seed, scores=scores, network_code=code)
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "model.safetensors"
             save_weights(network, weights)

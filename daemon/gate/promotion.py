@@ -259,6 +259,7 @@ def _add(
         round=spec.round,
         created=time.time(),
         network=parent.network,
+        network_code=parent.network_code,
         classes=parent.classes,
         input_height=parent.input_height,
         input_width=parent.input_width,

@@ -43,6 +43,8 @@ class Manifest(Record):
     """Unix time (seconds)."""
     network: dict[str, Any]
     """`Architecture` (configs/network.py) as JSON: enough to build the network again."""
+    network_code: str = ""
+    """SHA-256 over the source files of an operator's own network; empty for others, or when they were not found."""
     classes: tuple[dict[str, Any], ...]
     """The class list (name and colour), in index order."""
     input_height: int

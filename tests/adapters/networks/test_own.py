@@ -214,7 +214,9 @@ def test_names_that_cut_nothing_are_refused() -> None:
         build_network(own("Net", encoder_module="down", decoder_module="up"), 3)
 
 
-def test_weights_are_imported_under_their_own_names_and_serve(training_state, package: Path) -> None:
+def test_weights_are_imported_under_their_own_names_and_serve(
+    training_state, package: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = training_state.settings(network={"name": "an_own:Parts", "advanced": CUT})
     training_state.layout.create()
     network = build_network(settings.network.architecture(), 3).eval()
@@ -233,6 +235,13 @@ def test_weights_are_imported_under_their_own_names_and_serve(training_state, pa
             CorruptCheckpoint, match=r"has a wrong shape for .*; the code of this network may have changed"
         ):
             load(wider, registry.weights_path(manifest.version))
+    with caplog.at_level("WARNING"):
+        load_version(registry, manifest.version, CPU)
+        assert not caplog.messages
+        source = (package / "an_own.py").read_text(encoding="utf-8")
+        (package / "an_own.py").write_text(source.replace("nn.ReLU()", "nn.GELU()"), encoding="utf-8")
+        load_version(registry, manifest.version, CPU)
+    assert "version 1: the source files of an_own:Parts are not those" in caplog.messages[0]
     (package / "an_own.py").rename(package / "moved_away.py")
     sys.modules.pop("an_own")
     with pytest.raises(NetworkMismatch, match=r"version 1: network.name: an_own:Parts: no module 'an_own'; install"):

@@ -239,6 +239,24 @@ def test_frames_that_are_not_made_alike_are_named(settings: Settings, registry: 
     assert list(by_name(examine_frames(other))) == ["frames_served"]
 
 
+OWN = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, num_classes, 1)
+
+    def encode(self, images):
+        return (self.down(images),)
+
+    def decode(self, features, size):
+        return nn.functional.interpolate(self.up(features[0]), size)
+
+build = Net
+"""
+
+
 def test_own_networks_are_built_and_those_of_the_registry_named(
     settings: Settings, registry: CheckpointRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +276,13 @@ def test_own_networks_are_built_and_those_of_the_registry_named(
         found.level is Level.FAIL and "an_unfinished:build returned a int, expected a torch.nn.Module" in found.detail
     )
     assert other.level is Level.WARN and "theirs.net:build" in other.detail
+    (tmp_path / "code/an_unfinished.py").write_text(OWN, encoding="utf-8")
+    mine = changed(settings, network={"name": "an_unfinished:build"})
+    made = {"network": mine.network.architecture().model_dump(mode="json"), "network_code": "0" * 64}
+    version = registry.add(registry.weights_path(1), manifest.model_copy(update=made), by="x").version
+    found, code, _ = examine_own_network(mine)
+    assert found.level is Level.OK and "keeps the contract: " in found.detail
+    assert code.level is Level.WARN and f"versions {version} were registered with" in code.detail
 
 
 def test_canary_images_are_counted_and_their_problems_named(config: Path) -> None:

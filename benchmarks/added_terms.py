@@ -17,4 +17,5 @@ class AddedTerm:
 TERMS = {
     "complementary": AddedTerm("complementary masks", {"complementary": {"enabled": True}}),
     "blda": AddedTerm("BLDA", {"blda": {"enabled": True}}),
+    "dida": AddedTerm("DiDA", {"dida": {"enabled": True}}),
 }

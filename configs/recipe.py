@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 from configs.plugins import RECIPES as PLUGINS
 from configs.plugins import checked_name
 from configs.section import Fraction, NotNegative, Positive, Section
-from configs.terms import BldaSettings, ComplementarySettings
+from configs.terms import BldaSettings, ComplementarySettings, DidaSettings
 
 RecipeName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta", "plugin"]
 
@@ -66,6 +66,7 @@ class SelfTrainingAdvanced(Section):
     """Probability of Gaussian blur (sigma 0.15-1.15 pixels), drawn once a step."""
     complementary: ComplementarySettings = ComplementarySettings()
     blda: BldaSettings = BldaSettings()
+    dida: DidaSettings = DidaSettings()
 
 
 class SelfTrainingSettings(RecipeBase):

@@ -45,3 +45,20 @@ class BldaSettings(Section):
     """Quantiles below this and above 1 minus this are treated as this: the tails of a mixture are poorly known."""
     stride: PositiveInt = 4
     """Rows and columns of the pixels that the mixtures are fitted to: every one in so many."""
+
+
+class DidaSettings(Section):
+    """Noisy images as domains between source and target (DiDA; Li et al., NeurIPS 2025, arXiv 2412.10339).
+
+    A second encoder doubles what trains; it never serves.
+    """
+
+    enabled: bool = False
+    """Add the term."""
+    weight: Positive = 0.5
+    """Weight lambda_D of the cross-entropy on noisy source and target images."""
+    noise_weight: NotNegative = 5.0
+    """Weight lambda_R of the mean squared error of the predicted noise. The paper has 5 for DAFormer and 1 for
+    DeepLabV2."""
+    steps: PositiveInt = 100
+    """Noise levels T, evenly likely; the last one is noise alone."""

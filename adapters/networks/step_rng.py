@@ -8,6 +8,9 @@ one process with the whole batch would compute.
 import torch
 from torch import Tensor
 
+SEEDS = 2**24
+"""Number of seeds that a uniform float32 can distinguish."""
+
 
 class StepRng:
     """A seeded stream of uniform numbers in [0, 1), shared by the processes of a round."""
@@ -25,6 +28,17 @@ class StepRng:
         """Draw numbers for each of this process's `images`, [images, *shape], on the CPU."""
         everyone = torch.rand(images * self._processes, *shape, generator=self.generator)
         return everyone[self._rank * images : (self._rank + 1) * images]
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Draw standard normal numbers of the shape `[images, ...]`, type and device of `like`, on that device.
+
+        Numbers as many as pixels would take long to draw here and to move. So each image has a generator of its own on
+        the device, whose seed is drawn here.
+        """
+        drawn = torch.empty_like(like)
+        for image, seed in zip(drawn, (SEEDS * self.per_image(len(like))).long().tolist(), strict=True):
+            image.normal_(generator=torch.Generator(like.device).manual_seed(seed))
+        return drawn
 
     def order(self, count: int) -> list[int]:
         """Return 0 to `count` - 1 in random order, for the whole batch."""

@@ -2,6 +2,7 @@
 
 from adapters.recipes.blda import Blda
 from adapters.recipes.complementary import complementary_term
+from adapters.recipes.dida import Dida
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import Term
 from adapters.recipes.terms import with_mfm
@@ -15,4 +16,7 @@ def with_added(inputs: RecipeInputs[SelfTrainingSettings], terms: list[Term]) ->
         added.append(complementary_term)
     if advanced.blda.enabled:
         added.append(Blda(inputs))
+    if advanced.dida.enabled:
+        dida = Dida(inputs)
+        added += [dida.source, dida]
     return with_mfm(inputs, [*terms, *added])

@@ -3,49 +3,23 @@
 Li et al., "Balanced Learning for Domain Adaptive Semantic Segmentation" (ICML 2025, arXiv 2512.06886), constants of the
 paper and of its published code. A class that the network predicts too often has higher logits than others at the same
 quantile. The losses of source and mix see logits without a part of that difference, so the network learns to make it
-up. A second head learns the quantile of each pixel, which does not depend on the domain.
+up. A second head learns the quantile of each pixel, which does not depend on the domain; ours reads the encoder's maps.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.errors import AdapterError
 from adapters.networks.training_pass import IGNORE_INDEX, outputs_loss, part_of
+from adapters.recipes.levels_head import LevelsHead
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import StepImages, Supervised, TermModule
 from adapters.self_training.logit_alignment import Tables, looked_up, stacked, tables_of
 from adapters.self_training.logit_distributions import Following, LogitDistributions
 from configs.recipe import SelfTrainingSettings
-
-WIDTH = 64
-"""Channels of the quantile head; ours."""
-
-
-class QuantileHead(nn.Module):
-    """The maps of the encoder -> a quantile for each position: each level linearly to `WIDTH`, summed, GELU, linear.
-
-    The published head is one 1x1 convolution of the decoder's last features, which an imported decoder does not show.
-    """
-
-    def __init__(self, feature_channels: Sequence[int]) -> None:
-        super().__init__()
-        self.levels = nn.ModuleList(nn.Conv2d(channels, WIDTH, 1) for channels in feature_channels)
-        self.output = nn.Conv2d(WIDTH, 1, 1)
-
-    def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Return quantiles [B, H, W] at `size` (height, width)."""
-        finest = maps[0].shape[-2:]
-        embedded = [
-            F.interpolate(level(found), finest, mode="bilinear", align_corners=False)
-            for level, found in zip(self.levels, maps, strict=True)
-        ]
-        quantiles: Tensor = self.output(F.gelu(torch.stack(embedded).sum(0)))
-        return F.interpolate(quantiles, tuple(size), mode="bilinear", align_corners=False).squeeze(1)
 
 
 class Blda(TermModule):
@@ -67,7 +41,7 @@ class Blda(TermModule):
         self.target = LogitDistributions(classes, settings.components)
         self.anchors = LogitDistributions(classes, settings.components, tied=True)
         if settings.quantile_weight > 0.0:
-            self.head = QuantileHead(inputs.student.feature_channels)
+            self.head = LevelsHead(inputs.student.feature_channels, 1)
         self._how = Following(settings.iterations, settings.momentum, settings.warmup, settings.class_share)
         self.to(inputs.accelerator.device)
 
@@ -122,7 +96,7 @@ class Blda(TermModule):
 
         `quantile` [B, C, H, W]; `fitted` bool, a row for each of `rows` [B, H, W].
         """
-        guess = self.head(seen.encoded.features[0], seen.encoded.size).float()
+        guess = self.head.resized(seen.encoded.features[0], seen.encoded.size).float().squeeze(1)
         known = seen.labels != IGNORE_INDEX
         own = seen.labels.masked_fill(~known, 0)
         wanted = quantile.gather(1, own.unsqueeze(1)).squeeze(1)

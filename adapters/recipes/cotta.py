@@ -10,15 +10,12 @@ from torch import Tensor, nn
 
 from adapters.augmentation.augment import normalise_unit
 from adapters.networks.network import Output, SegmentationNetwork
-from adapters.networks.step_rng import StepRng
+from adapters.networks.step_rng import SEEDS, StepRng
 from adapters.networks.training_pass import encode, mean_over_outputs, part_of
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
 from adapters.self_training.pseudo_labels import confident_share, soft_cross_entropy
 from adapters.self_training.teacher import Teacher, average_over, mean_confidence
 from configs.recipe import CottaSettings
-
-SEEDS = 2**24
-"""Number of seeds that a uniform float32 can distinguish."""
 
 
 class Restoration:

@@ -24,3 +24,10 @@ def test_a_stream_goes_on_where_its_state_was_taken() -> None:
     later = StepRng(99)
     later.load_state_dict(state)
     assert torch.equal(later.per_image(3, 2), draws.per_image(3, 2))
+
+
+def test_normal_numbers_are_of_each_image_whichever_process_has_it() -> None:
+    like = torch.empty(4, 3, 20, 20)
+    whole, parts = StepRng(3).normal(like), [StepRng(3, rank=rank, processes=2) for rank in range(2)]
+    assert torch.equal(torch.cat([part.normal(like[:2]) for part in parts]), whole)
+    assert abs(whole.mean()) < 0.1 and 0.9 < whole.std() < 1.1 and not torch.equal(whole[0], whole[1])

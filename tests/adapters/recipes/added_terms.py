@@ -5,6 +5,7 @@ from typing import Any
 TERMS: dict[str, dict[str, Any]] = {
     "complementary": {"complementary": {"enabled": True}},
     "blda": {"blda": {"enabled": True, "class_share": 0.0, "warmup": 5}},
+    "dida": {"dida": {"enabled": True}},
 }
 """What stands in `recipe.advanced`, by term."""
 TOGETHER = {name: settings for term in TERMS.values() for name, settings in term.items()}

@@ -54,7 +54,7 @@ def test_source_loss_is_that_of_corrected_logits_and_the_head_learns_the_quantil
     adjusted = (logits - 0.1 * shift).double()
     expected = -adjusted.log_softmax(1).gather(1, labels.unsqueeze(1)).mean()
     assert losses["source"].item() == pytest.approx(expected.item(), rel=1e-5)
-    guess = term.head(plain.encode(images), labels.shape[-2:])
+    guess = term.head.resized(plain.encode(images), labels.shape[-2:]).squeeze(1)
     own = quantile.gather(1, labels.unsqueeze(1)).squeeze(1)
     assert losses["source_quantile"].item() == pytest.approx(0.2 * (guess - own).abs().mean().item(), rel=1e-4)
     assert own.min() >= 0.0 and own.max() <= 1.0 and own.std() > 0.1

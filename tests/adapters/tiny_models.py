@@ -261,9 +261,6 @@ ANY_SIZE = (
     "upernet_resnet",
     "mobilevit",
     "mobilenetv2",
-    "mask2former",
-    "maskformer",
-    "maskformer_swin",
     "oneformer",
 )
 """Models that transformers runs on sizes that no stride divides."""

@@ -4,7 +4,7 @@ The cut lies between backbone and pixel decoder: there the model has plain maps 
 over all levels at once mixes them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,27 @@ SEMANTIC_TASK = (49406, 518, 10549, 533, 29119, 1550, 49407)
 OneFormer reads the numbers themselves, zeros behind them, through a small network. They are constants of its training:
 every published model has CLIP's vocabulary, and another one would need other weights.
 """
+
+
+SIZE_DIVISOR = 32
+"""Default of `size_divisor` in the processors of Mask2Former and MaskFormer (pixels)."""
+LARGEST_DIVISOR = 1024
+"""No processor has a larger one."""
+
+
+def size_divisor(preprocessor: Mapping[str, Any] | None) -> int:
+    """Return the multiple to which the processor of a Mask2Former or MaskFormer scales both sides up (pixels).
+
+    Raises UnsupportedModel, naming the field, for a number that no processor has.
+    """
+    value = (preprocessor or {}).get("size_divisor", SIZE_DIVISOR)
+    if value is None:
+        return 1
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_DIVISOR:
+        raise UnsupportedModel(
+            f"preprocessor_config.json: size_divisor is {value!r}; a number of pixels up to {LARGEST_DIVISOR} is needed"
+        )
+    return max(1, value)
 
 
 class Mask2FormerDecoder(nn.Module):

@@ -42,6 +42,8 @@ WHY_NOT = {
 """Why a kind that looks like one of those that work is refused, and what to take."""
 ON_BACKBONES = ("mask2former", "maskformer", "oneformer", "tipsv2_dpt", "upernet")
 """Kinds whose backbone is another model of transformers, described by `backbone_config`."""
+DIVIDED = ("mask2former", "maskformer")
+"""Kinds whose processor scales images up until a number divides both sides."""
 WITH_SCIPY = ("eomt", "eomt_dinov3", "mask2former", "maskformer", "oneformer")
 """Kinds whose losses in transformers need scipy; it builds none without its loss."""
 
@@ -151,6 +153,8 @@ def _without_answers(values: Mapping[str, Any]) -> dict[str, Any]:
 def _split(model: Any, settings: Architecture, num_classes: int) -> SegmentationNetwork:
     encoder, decoder, channels, unused, network = FAMILIES[model.config.model_type](model)
     encoder.pixels = pixel_change(settings.hf_preprocessor)
+    if model.config.model_type in DIVIDED:
+        encoder.multiple = mask_transformer.size_divisor(settings.hf_preprocessor)
     allow_single_values(decoder)
     for part in unused:
         if part is not None:

@@ -127,3 +127,18 @@ def test_mask2former_leaves_no_layer_out_in_training() -> None:
     images = torch.randn(1, 3, 64, 64)
     F.cross_entropy(network.train()(images), torch.zeros(1, 64, 64, dtype=torch.long)).backward()
     assert [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None] == []
+
+
+def test_mask2former_sees_sides_that_its_processor_makes() -> None:
+    config = model("mask2former").config.to_dict()
+
+    def finest(**processor: Any) -> torch.Size:
+        processor["image_processor_type"] = "Mask2FormerImageProcessor"
+        settings = Architecture(name="huggingface", hf_config=config, hf_preprocessor=processor)
+        network, _ = build_huggingface(settings, CLASSES)
+        return network.encode(torch.randn(1, 3, 64, 85))[0].shape[-2:]
+
+    assert finest() == (16, 24) and finest(size_divisor=8) == (16, 22)
+    for odd in (-1, "32", True, 10**6):
+        with pytest.raises(UnsupportedModel, match=r"preprocessor_config\.json: size_divisor is"):
+            finest(size_divisor=odd)

@@ -18,4 +18,5 @@ TERMS = {
     "complementary": AddedTerm("complementary masks", {"complementary": {"enabled": True}}),
     "blda": AddedTerm("BLDA", {"blda": {"enabled": True}}),
     "dida": AddedTerm("DiDA", {"dida": {"enabled": True}}),
+    "class_confidence": AddedTerm("class confidence", {"class_confidence": {"enabled": True}}),
 }

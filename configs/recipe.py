@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 from configs.plugins import RECIPES as PLUGINS
 from configs.plugins import checked_name
 from configs.section import Fraction, NotNegative, Positive, Section
-from configs.terms import BldaSettings, ComplementarySettings, DidaSettings
+from configs.terms import BldaSettings, ClassConfidenceSettings, ComplementarySettings, DidaSettings
 
 RecipeName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta", "plugin"]
 
@@ -67,6 +67,7 @@ class SelfTrainingAdvanced(Section):
     complementary: ComplementarySettings = ComplementarySettings()
     blda: BldaSettings = BldaSettings()
     dida: DidaSettings = DidaSettings()
+    class_confidence: ClassConfidenceSettings = ClassConfidenceSettings()
 
 
 class SelfTrainingSettings(RecipeBase):

@@ -62,3 +62,18 @@ class DidaSettings(Section):
     DeepLabV2."""
     steps: PositiveInt = 100
     """Noise levels T, evenly likely; the last one is noise alone."""
+
+
+class ClassConfidenceSettings(Section):
+    """Weights of pseudo-labels by class: a reading of OMUDA's class level (Ou et al., arXiv 2512.12303).
+
+    Only the abstract of OMUDA is public; the constants are ours.
+    """
+
+    enabled: bool = False
+    """Add the term."""
+    quantile: Fraction = 0.5
+    """A pixel counts as confident from this quantile of its class's confidences on, if that is below
+    `recipe.threshold`. So no class weighs less than 1 minus this."""
+    momentum: Fraction = 0.99
+    """Share of the confidences of the steps before that stays at each step."""

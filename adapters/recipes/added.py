@@ -1,6 +1,7 @@
 """The terms that settings add to any recipe with a teacher: those of `recipe.advanced`, then MFM."""
 
 from adapters.recipes.blda import Blda
+from adapters.recipes.class_confidence import ClassConfidence
 from adapters.recipes.complementary import complementary_term
 from adapters.recipes.dida import Dida
 from adapters.recipes.recipe import RecipeInputs
@@ -12,6 +13,8 @@ from configs.recipe import SelfTrainingSettings
 def with_added(inputs: RecipeInputs[SelfTrainingSettings], terms: list[Term]) -> list[Term]:
     """Return the recipe's `terms`, followed by those that are switched on in `recipe.advanced`, then those of MFM."""
     advanced, added = inputs.recipe.advanced, list[Term]()
+    if advanced.class_confidence.enabled:
+        added.append(ClassConfidence(inputs))
     if advanced.complementary.enabled:
         added.append(complementary_term)
     if advanced.blda.enabled:

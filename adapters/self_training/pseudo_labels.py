@@ -21,6 +21,10 @@ class PseudoLabel:
     kept_ratio: Tensor
     """Share q of valid pixels whose probability reaches the threshold, over the batch of all processes; a scalar on the
     device (0-1)."""
+    confidence: Tensor
+    """Softmax probability of the label, [B, H, W] float32."""
+    trusted: Tensor
+    """Where a pixel has a weight at all: neither padding nor margin, bool [B, H, W]."""
 
 
 @torch.no_grad()
@@ -38,6 +42,8 @@ def pseudo_label(logits: Tensor, valid: Tensor, trusted: Tensor, threshold: floa
         labels=labels.masked_fill(~valid, IGNORE_INDEX),
         weight=kept_ratio * (valid & trusted),
         kept_ratio=kept_ratio,
+        confidence=confidence,
+        trusted=valid & trusted,
     )
 
 

@@ -43,7 +43,8 @@ def step_images(teacher: SegmentationNetwork, *, source: bool = True) -> StepIma
     generator = torch.Generator().manual_seed(3)
     target, other = torch.rand(2, 2, 3, *CROP, generator=generator)
     labels, true = torch.randint(0, CLASSES, (2, 2, *CROP), generator=generator)
-    pseudo = PseudoLabel(labels, torch.rand(2, *CROP, generator=generator), torch.tensor(1.0))
+    weight, everywhere = torch.rand(2, *CROP, generator=generator), torch.ones(2, *CROP, dtype=torch.bool)
+    pseudo = PseudoLabel(labels, weight, torch.tensor(1.0), weight, everywhere)
     return StepImages(target, pseudo, other if source else None, true if source else None, teacher)
 
 

@@ -117,7 +117,7 @@ def launch_round(context: RoundContext, trigger: Trigger, effort: Effort = "full
             alike, others = without_others(allowed, settings.buffer)
             frames, out = choose_frames(alike, buffer, settings, released, manual=manual)
             out = others | out
-            check_frames(frames, settings, out)
+            check_frames(frames, settings, out, canary=len(leased) - len(allowed))
         sized = replace(context, settings=settings)
         spec = _spec(sized, number, incumbent, frames, trigger, effort).model_copy(update={"left_out": out})
         folder = store.create(spec)
@@ -216,15 +216,24 @@ def _show_shadow(context: RoundContext, folder: RoundFolder) -> None:
 
 
 def check_frames(
-    frames: Sequence[FrameRecord], settings: Settings, left_out: Mapping[str, Sequence[int]] | None = None
+    frames: Sequence[FrameRecord],
+    settings: Settings,
+    left_out: Mapping[str, Sequence[int]] | None = None,
+    *,
+    canary: int = 0,
 ) -> None:
-    """Raise NotEnoughFrames for too few frames for a round; `left_out`: those that it must not use, by reason."""
+    """Raise NotEnoughFrames for too few frames for a round.
+
+    `left_out`: those that it must not use, by reason; `canary`: how many others are canary images.
+    """
     least, why, what = settings.schedule.min_frames, "", "in the buffer"
     if left_out:
         by_rules = {reason: ids for reason, ids in left_out.items() if reason != "fit"}
         others = {reason: ids for reason, ids in left_out.items() if reason == "fit"}
         why, what = f"; left out: {left_out_text(others)}" if others else "", "may be used"
         why += f"; round.advanced.leave_out leaves out: {left_out_text(by_rules)}" if by_rules else ""
+    if canary:
+        why = f"; {canary} more are canary images{why}"
     if len(frames) < least:
         raise NotEnoughFrames(f"{len(frames)} frames {what}, schedule.min_frames is {least}{why}; drop more images")
     if all(frame.holdout for frame in frames):

@@ -50,12 +50,14 @@ class LabelCounts:
         return [*(row for row in held if row[1] == "?"), *absent, *(row for row in held if row[1] != "?")]
 
     def lines(self) -> list[str]:
-        """Return the table as text, at most `SHOWN_ROWS` rows."""
+        """Return the table as text, at most `SHOWN_ROWS` rows; what is there comes before classes without a pixel."""
         total, rows = max(1, sum(self.values.values())), self.rows()
+        if len(rows) > SHOWN_ROWS:
+            rows = sorted(rows, key=lambda row: row[2] == 0)
         shown = [(value, f"{100 * pixels / total:.2f} %", name) for value, name, pixels in rows[:SHOWN_ROWS]]
         widths = [max(len(row[column]) for row in [("value", "share", ""), *shown]) for column in (0, 1)]
         lines = [f"{value:>{widths[0]}}  {share:>{widths[1]}}  {name}" for value, share, name in shown]
-        rest = [f"and {len(rows) - SHOWN_ROWS} more values"] if len(rows) > SHOWN_ROWS else []
+        rest = [f"and {len(rows) - SHOWN_ROWS} more values or classes"] if len(rows) > SHOWN_ROWS else []
         return [f"{'value':>{widths[0]}}  {'share':>{widths[1]}}  class", *lines, *rest]
 
     def missing(self) -> list[str]:

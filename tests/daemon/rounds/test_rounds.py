@@ -57,6 +57,10 @@ def test_canary_images_are_neither_trained_on_nor_held_out(world, registry, stor
     spec = store.latest().spec()
     names = {record.name for record in world.buffer.records(ids=spec.train_frames + spec.holdout_frames)}
     assert names == {f"{number}.png" for number in range(8)} - {"1.png", "5.png"}
+    usual, world.settings = world.settings, changed(world.settings, schedule={"min_frames": 8})
+    with pytest.raises(NotEnoughFrames, match=r"6 frames in the buffer.* is 8; 2 more are canary images; drop more"):
+        _run(world, registry)
+    world.settings = usual
     (folders["labels"] / "own 1.png").write_bytes(b"broken")
     with pytest.raises(RoundFailed):
         _run(world, registry)

@@ -10,8 +10,6 @@ Prints a markdown table for docs/explanation/benchmarks.md; `--out` gets it too,
 """
 
 import argparse
-import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -22,11 +20,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import yaml
+from driven_rounds import START_SECONDS, adapt, hardware, pretrain, start, write_config
 from rich.console import Console
 
 from configs.class_list import ClassInfo
-from daemon.control.client import ControlClient
 from daemon.demo.driving import DriveFailed, DrivenDaemon, describe
 from daemon.demo.report import side_by_side, stage
 from daemon.demo.scoring import Pair, ServedScore, pair_up, score_served
@@ -34,12 +31,6 @@ from daemon.demo.scoring import Pair, ServedScore, pair_up, score_served
 PRESET = Path(__file__).parent.parent / "configs" / "presets" / "camvid_day2dusk.yaml"
 PARTS = 2
 """The dusk stream arrives in this many parts; each starts a round. Further rounds are asked for."""
-FEW = 5
-"""Dusk frames that arrive at once."""
-PAUSE_SECONDS = 0.5
-"""Time between two arrivals (seconds)."""
-ROUND_SECONDS = 1200.0
-START_SECONDS = 120.0
 SHOWN = 4
 """Rows of the picture: dusk frames at equal distances along the drive, fixed before anything is scored."""
 
@@ -68,38 +59,17 @@ class Benchmark:
 
     def run(self, rounds: int) -> None:
         """Train, serve, adapt, roll back."""
-        self.pretrain()
-        with stage(self.console, "Start the daemon") as show:
-            self.driven.start()
-            self.driven.wait_until_serving(1, START_SECONDS)
-            show(f"serves at {self.driven.url('serve')}")
+        pretrain(self.driven, self.console)
+        start(self.driven, self.console)
         self.score("source only")
         for number in range(1, rounds + 1):
             self.adapt(number)
         self.roll_back()
 
-    def pretrain(self) -> None:
-        """Train on day with the real `mfmd pretrain`, which also lets the version serve."""
-        with stage(self.console, "mfmd pretrain") as show:
-            done = self.driven.run_command("pretrain", timeout=3600)
-            if done.returncode != 0:
-                raise DriveFailed(f"mfmd pretrain ended with {done.returncode}: {done.stderr[-2000:]}")
-            show("version 1 serves")
-
     def adapt(self, number: int) -> None:
-        """Copy the next part of the stream, a few frames at a time, or ask for a round if all have arrived."""
+        """Let the next part of the stream arrive, or ask for a round if all have arrived; score what then serves."""
         images = [pair.image for pair in self.dusk[part(number, len(self.dusk))]]
-        with stage(self.console, f"Round {number}") as show:
-            for first in range(0, len(images), FEW):
-                self.driven.drop(images[first : first + FEW])
-                show(f"{first} of {len(images)} dusk frames arrived")
-                time.sleep(PAUSE_SECONDS)
-            if not images:
-                ControlClient(self.driven.layout).start_round()
-            verdict = self.driven.follow_round(number, ROUND_SECONDS, show)
-            if verdict.version is not None:
-                self.driven.wait_until_serving(verdict.version, START_SECONDS)
-            show(describe(verdict))
+        verdict = adapt(self.driven, self.console, number, images)
         self.score(f"round {number}: {describe(verdict)}")
 
     def roll_back(self) -> None:
@@ -136,24 +106,15 @@ def part(number: int, frames: int) -> slice:
     return slice((number - 1) * size, frames if number == PARTS else number * size)
 
 
-def write_config(preset: Path, data: Path, workspace: Path, frames: int) -> Path:
-    """Write the preset with this run's paths, free ports, and rounds that start after a part of the stream."""
-    settings = yaml.safe_load(preset.read_text(encoding="utf-8"))
-    settings["state"] = str(workspace / "state")
-    settings["watch"] = {**settings.get("watch", {}), "folder": str(workspace / "drop")}
-    settings["source"] = {
-        **settings.get("source", {}),
-        "images": str(data / "day_train" / "images"),
-        "labels": str(data / "day_train" / "labels"),
-        "validation_images": str(data / "day_val" / "images"),
-        "validation_labels": str(data / "day_val" / "labels"),
+def source_folders(data: Path) -> dict[str, Path]:
+    """Return the folders of the labelled day frames."""
+    train, held_out = data / "day_train", data / "day_val"
+    return {
+        "images": train / "images",
+        "labels": train / "labels",
+        "validation_images": held_out / "images",
+        "validation_labels": held_out / "labels",
     }
-    settings["schedule"] = {**settings.get("schedule", {}), "new_frames": frames // PARTS}
-    settings["serving"] = {**settings.get("serving", {}), "port": 0}
-    settings["control"] = {**settings.get("control", {}), "port": 0}
-    config = workspace / "mfmd.yaml"
-    config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    return config
 
 
 def markdown(lines: Sequence[Line], classes: Sequence[ClassInfo], command: str) -> str:
@@ -202,13 +163,6 @@ def picture(pairs: Sequence[Pair], lines: Sequence[Line], classes: Sequence[Clas
     side_by_side(pairs, before, after, shown, captions, classes).save(path)
 
 
-def hardware() -> str:
-    """Return processor and number of cores."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores"
-
-
 def _percent(share: float) -> str:
     return "-" if np.isnan(share) else f"{100 * share:.1f}"
 
@@ -225,7 +179,8 @@ def main() -> int:
     dusk = pair_up(arguments.data / "dusk_stream")
     day = pair_up(arguments.data / "day_val")
     workspace = Path(tempfile.mkdtemp(prefix="mfmd-day2dusk-"))
-    driven = DrivenDaemon(write_config(arguments.config, arguments.data.resolve(), workspace, len(dusk)))
+    folders = source_folders(arguments.data.resolve())
+    driven = DrivenDaemon(write_config(arguments.config, workspace, folders, len(dusk) // PARTS))
     benchmark = Benchmark(dusk, day, Console(stderr=True), driven)
     try:
         benchmark.run(max(2, arguments.rounds))

@@ -31,7 +31,7 @@ PresetOption = Annotated[
     str | None,
     typer.Option(
         "--preset",
-        help="Start from a preset: camvid_adaptation, camvid_day2dusk, demo, gta2cityscapes_dacs_deeplabv2, "
+        help="Start from a preset: camvid_adaptation, camvid_day2dusk, demo, fundus, gta2cityscapes_dacs_deeplabv2, "
         "gta2cityscapes_daformer, gta2cityscapes_hrda, gta2cityscapes_mic_daformer.",
     ),
 ]

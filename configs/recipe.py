@@ -10,7 +10,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 from configs.plugins import RECIPES as PLUGINS
 from configs.plugins import checked_name
 from configs.section import Fraction, NotNegative, Positive, Section
-from configs.terms import BldaSettings, ClassConfidenceSettings, ComplementarySettings, DidaSettings
+from configs.terms import (
+    BldaSettings,
+    ClassConfidenceSettings,
+    ComplementarySettings,
+    DidaSettings,
+    FoundationSettings,
+)
 
 RecipeName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta", "plugin"]
 
@@ -68,6 +74,7 @@ class SelfTrainingAdvanced(Section):
     blda: BldaSettings = BldaSettings()
     dida: DidaSettings = DidaSettings()
     class_confidence: ClassConfidenceSettings = ClassConfidenceSettings()
+    foundation: FoundationSettings = FoundationSettings()
 
 
 class SelfTrainingSettings(RecipeBase):

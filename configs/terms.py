@@ -1,6 +1,10 @@
 """Settings of the terms that any recipe with a teacher can add, below `recipe.advanced`."""
 
-from configs.section import Fraction, NotNegative, Positive, PositiveInt, Section
+from typing import Self
+
+from pydantic import model_validator
+
+from configs.section import ConfigPath, Fraction, NotNegative, Positive, PositiveInt, Section
 
 
 class ComplementarySettings(Section):
@@ -77,3 +81,30 @@ class ClassConfidenceSettings(Section):
     `recipe.threshold`. So no class weighs less than 1 minus this."""
     momentum: Fraction = 0.99
     """Share of the confidences of the steps before that stays at each step."""
+
+
+class FoundationSettings(Section):
+    """Features of masked target images near those of a frozen DINOv2: a reading of OMUDA's feature level.
+
+    Ou et al., arXiv 2512.12303, of which only the abstract is public; the distance is that of VFM-UDA++ (Englert et
+    al., arXiv 2503.10685).
+    """
+
+    enabled: bool = False
+    """Add the term."""
+    directory: ConfigPath | None = None
+    """Local directory of a DINOv2 in Hugging Face format (config.json and safetensors), of any size."""
+    weight: Positive = 0.1
+    """Weight of the distance."""
+    tokens: PositiveInt = 29
+    """Tokens on the shorter side of the image that the frozen encoder sees: 29 of 14 pixels, an image of 406."""
+    block: Fraction = 0.0625
+    """Side of a masked block as a share of the shorter crop side."""
+    ratio: Fraction = 0.5
+    """Probability that a block is masked (0-1); 0 shows the student the whole image, as VFM-UDA++ does."""
+
+    @model_validator(mode="after")
+    def _has_an_encoder(self) -> Self:
+        if self.enabled and self.directory is None:
+            raise ValueError("directory: name that of a DINOv2 in Hugging Face format, or set enabled to false")
+        return self

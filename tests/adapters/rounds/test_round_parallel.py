@@ -17,7 +17,7 @@ from daemon.rounds.environment import round_environment
 from daemon.rounds.launch import launch_command
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
-from tests.adapters.recipes.added_terms import TERMS, TOGETHER
+from tests.adapters.recipes.added_terms import TERMS, TOGETHER, with_encoder
 from tests.adapters.rounds.forked_rounds import run_pair
 from tests.sections import recipe_settings
 
@@ -102,6 +102,7 @@ def distances(one: Path, other: Path) -> dict[str, float]:
 @pytest.mark.parametrize(("name", "mfm", "terms", "how"), RECIPES)
 def test_two_processes_match_one_with_the_whole_batch(
     training_state,
+    tmp_path: Path,
     monkeypatch,
     name: str,
     mfm: bool,
@@ -110,6 +111,7 @@ def test_two_processes_match_one_with_the_whole_batch(
 ) -> None:
     """ClassMix and q are over both. Dropout is off: each draws its own; no BatchNorm, which CPUs do not synchronise."""
     monkeypatch.setattr(daformer, "conv_norm_relu", conv_group_norm_relu)
+    terms = with_encoder(terms, tmp_path)
     optim = {"learning_rate": 4e-5, "head_multiplier": 5.0, "advanced": {"warmup_steps": 0, "clip_norm": 1.0}}
     sections = {
         "recipe": {"name": name, "threshold": 0.4, **({"advanced": terms} if terms else {})},

@@ -19,7 +19,7 @@ from daemon.rounds.environment import round_environment
 from daemon.rounds.launch import launch_command
 from storage import durable
 from storage.rounds.folder import RoundFolder
-from tests.adapters.recipes.added_terms import TERMS, TOGETHER
+from tests.adapters.recipes.added_terms import TERMS, TOGETHER, with_encoder
 from tests.adapters.rounds.forked_rounds import DEADLINE, fork, run_pair, wait
 from tests.sections import recipe_settings
 
@@ -113,7 +113,10 @@ def assert_same(one: RoundFolder, other: RoundFolder, steps: int = 40) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("name", "mfm", "terms"), RECIPES)
-def test_killed_and_gone_on_is_the_same_as_in_one_go(training_state, name: str, mfm: bool, terms: dict) -> None:
+def test_killed_and_gone_on_is_the_same_as_in_one_go(
+    training_state, tmp_path: Path, name: str, mfm: bool, terms: dict
+) -> None:
+    terms = with_encoder(terms, tmp_path)
     steps = 20 if terms else 40  # of a few milliseconds each, the more of them
     whole = training_state.round(**sections(name, mfm, terms, steps))
     killed = again(whole, "000002")

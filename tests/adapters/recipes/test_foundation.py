@@ -1,0 +1,106 @@
+"""Foundation distance: the published formula, what each encoder sees, what is trained and saved, bad directories."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from adapters.augmentation.augment import normalise_unit, to_unit
+from adapters.errors import AdapterError, NetworkMismatch, UnsupportedModel
+from adapters.networks.encoders.dinov2 import build_dinov2, load_dinov2
+from adapters.recipes.foundation import FoundationDistance, feature_distance
+from adapters.recipes.recipe import Recipe
+from tests.adapters.recipes.recipe_steps import batch, gradients, network, recipe_of
+from tests.sections import recipe_settings
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A tiny DINOv2 with random weights, as Hugging Face saves one."""
+    torch.manual_seed(5)
+    build_dinov2("dinov2_tiny", None, pyramid=False).model.save_pretrained(tmp_path / "dinov2")
+    return tmp_path / "dinov2"
+
+
+def on(directory: Path, **values: object) -> dict:
+    return {"foundation": {"enabled": True, "directory": str(directory), "tokens": 5, **values}}
+
+
+def term_of(recipe: Recipe) -> FoundationDistance:
+    term = recipe.modules()["foundation"]
+    assert isinstance(term, FoundationDistance)
+    return term
+
+
+def test_constants_are_the_published_ones_and_it_is_off() -> None:
+    settings = recipe_settings().advanced.foundation
+    assert not settings.enabled and (settings.weight, 14 * settings.tokens) == (0.1, 406)
+    assert (settings.block, settings.ratio) == (1 / 16, 0.5)
+
+
+def test_distance_is_a_tenth_smooth_l1_and_the_rest_cosine() -> None:
+    generator = np.random.default_rng(0)
+    one, other = generator.normal(0, 1.5, (2, 2, 6, 3, 4))
+    total = 0.0
+    for image, row, column in np.ndindex(2, 3, 4):
+        a, b = one[image, :, row, column], other[image, :, row, column]
+        far = np.abs(a - b)
+        smooth = np.where(far < 1, 0.5 * far**2, far - 0.5).mean()
+        total += 0.1 * smooth + 0.9 * (1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    found = feature_distance(torch.tensor(one), torch.tensor(other))
+    assert found.item() == pytest.approx(total / 24, rel=1e-9)
+    assert feature_distance(torch.tensor(one), torch.tensor(one)).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_student_sees_a_masked_image_and_the_frozen_encoder_the_whole_one(directory: Path) -> None:
+    student = network()
+    recipe = recipe_of(student, **on(directory))
+    seen: list[torch.Tensor] = []
+    student.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    losses, term = recipe.step(batch()).losses, term_of(recipe)
+    clean = normalise_unit(to_unit(batch().target.images))
+    hidden = (seen[-1] == 0).all(1)
+    assert list(losses) == ["source", "mix", "foundation"] and 0.3 < hidden.float().mean() < 0.7
+    assert torch.equal(seen[-1].masked_fill(hidden.unsqueeze(1), 0), clean.masked_fill(hidden.unsqueeze(1), 0))
+    resized = torch.nn.functional.interpolate(clean, (70, 105), mode="bilinear", align_corners=False)
+    wanted = load_dinov2(directory).eval()(resized)[-1]
+    assert wanted.shape == (2, 96, 5, 8)
+    projected = term.projection(network().encode(seen[-1])[-1])
+    projected = torch.nn.functional.interpolate(projected, (5, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(losses["foundation"], 0.1 * feature_distance(projected, wanted).detach())
+
+
+def test_projection_and_encoder_learn_and_the_frozen_encoder_is_neither_trained_nor_saved(directory: Path) -> None:
+    student, step = network(), batch(source=False)
+    nowhere = torch.zeros_like(step.target.trusted)
+    recipe = recipe_of(student, **on(directory))
+    recipe.step(step._replace(target=step.target._replace(trusted=nowhere)))  # no other loss has a gradient
+    term = term_of(recipe)
+    assert all(gradient.any() for gradient in gradients(term)) and gradients(student.encoder)[0].any()
+    assert not any(gradient.any() for gradient in gradients(student.decoder))
+    assert all(name.startswith("projection.") for name in term.state_dict())
+    frozen = term._frozen[0]
+    assert not frozen.training and not any(parameter.requires_grad for parameter in frozen.parameters())
+    assert recipe.finished().state_dict().keys() == network().state_dict().keys()
+
+
+def test_a_directory_that_is_none_of_a_dinov2_is_refused_by_name(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="name that of a DINOv2"):
+        recipe_settings(foundation={"enabled": True})
+    with pytest.raises(UnsupportedModel, match=r"foundation.directory: .*nowhere/config.json: cannot be read"):
+        recipe_of(network(), **on(tmp_path / "nowhere"))
+    config = json.loads((directory / "config.json").read_text())
+    for change, error, message in (
+        ({"model_type": "segformer"}, NetworkMismatch, "of type 'segformer'"),
+        ({"patch_size": 16}, NetworkMismatch, "patches of 16 pixels"),
+        ({"hidden_size": 48}, AdapterError, "config.json"),
+    ):
+        (directory / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(error, match=rf"recipe.advanced.foundation.directory: .*{message}"):
+            recipe_of(network(), **on(directory))
+    (directory / "config.json").write_text("{}")
+    with pytest.raises(UnsupportedModel, match="is no configuration"):
+        recipe_of(network(), **on(directory))

@@ -21,7 +21,8 @@ from gate_bank import WORLDS, Banked, read
 from configs.gate import GateSettings
 from daemon.gate.decide import decide
 from daemon.gate.votes import cast_votes
-from storage.rounds.records import ConditionScores, ModelScores, RoundScores, RoundSpec, Verdict
+from storage.rounds.records import ConditionScores, ModelScores, RoundScores, RoundSpec
+from storage.rounds.verdict import Verdict
 
 Mode = Literal["source", "free"]
 POINT = 1.0

@@ -14,7 +14,8 @@ from daemon.net.plane_metrics import PlaneMetrics
 from daemon.runtime.activity import MODES, FileActivity
 from daemon.runtime.metric_table import MetricTable, counter, expose, gauge, histogram
 from storage.buffer.catalog_records import SKIP_REASONS
-from storage.rounds.records import CHECKS, Progress
+from storage.rounds.records import Progress
+from storage.rounds.verdict import CHECKS
 
 COMPONENTS = (
     "ingest", "folders", "rounds", "gate", "supervisor", "publish", "notify", "activity", "self_check",

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from daemon.errors import DaemonError
     from storage.layout import StateLayout
     from storage.rounds.folder import RoundFolder
-    from storage.rounds.records import Progress, Verdict
+    from storage.rounds.records import Progress
+    from storage.rounds.verdict import Verdict
 
 POLL_SECONDS = 0.5
 DYING_SECONDS = 2.0

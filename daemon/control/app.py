@@ -47,7 +47,7 @@ from storage.registry.history import RegistryState
 from storage.registry.manifest import Ref
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import Answer, Verdict
+from storage.rounds.verdict import Answer, Verdict
 
 Number = Annotated[int, Path(le=LARGEST_NUMBER)]
 """Of a version or a round."""

@@ -19,7 +19,7 @@ from storage.errors import (
     UnknownCondition,
 )
 from storage.layout import StateLayout
-from storage.rounds.records import Verdict
+from storage.rounds.verdict import Verdict
 
 TIMEOUT_SECONDS = 10.0
 KINDS = (

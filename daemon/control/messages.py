@@ -7,7 +7,8 @@ from pydantic import BaseModel
 
 from daemon.rounds.history import RoundSummary
 from storage.registry.manifest import Ref
-from storage.rounds.records import Progress, Verdict
+from storage.rounds.records import Progress
+from storage.rounds.verdict import Verdict
 
 LARGEST_NUMBER = 999_999_999
 """Of a version or a round: more digits are no file name on any disk."""

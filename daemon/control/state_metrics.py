@@ -38,7 +38,7 @@ from storage.registry.history import MOVES
 from storage.registry.manifest import HistoryEvent
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import Check
+from storage.rounds.verdict import Check
 
 CAUSES = ("round", "recall", "probation", "operator")
 SIZE_SECONDS = 60.0

@@ -22,7 +22,7 @@ from storage.buffer.catalog import Catalog
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import ENDED, Verdict
+from storage.rounds.verdict import ENDED, Verdict
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0

@@ -22,7 +22,7 @@ from daemon.demo.scoring import Pair, ServedScore, read_mask
 from storage import durable
 from storage.durable.permissions import shared_files
 from storage.media.own_png import may_replace, with_mark
-from storage.rounds.records import Verdict
+from storage.rounds.verdict import Verdict
 
 GOAL = 0.05
 """Rise of the served mIoU that the demo promises (0-1)."""

@@ -29,7 +29,7 @@ from daemon.exit_codes import ExitCode
 from daemon.gate.moves import release
 from daemon.runtime.process_group import PYTHON
 from daemon.runtime.signals import on_signals
-from storage.rounds.records import Verdict
+from storage.rounds.verdict import Verdict
 
 DEFAULT_OUT = Path("out/demo")
 """Where report and picture go."""

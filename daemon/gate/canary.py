@@ -8,7 +8,8 @@ from daemon.gate.bursts import Floats
 from daemon.gate.shapes import sound_counts
 from daemon.gate.votes import TOLERANCE, Vote, Weights, paired_bootstrap, resampled_miou
 from storage.canary.records import LEAST_IMAGES
-from storage.rounds.records import Check, ModelScores
+from storage.rounds.records import ModelScores
+from storage.rounds.verdict import Check
 
 CANARY = "canary"
 """Name of the check."""

@@ -19,4 +19,4 @@ MEANINGS = {
     "shadow_failed": "The candidate may fail on few live images (bound: largest share).",
     "shadow_agreement": "On live images it must mostly agree with the serving version (bound: least share of pixels).",
 }
-"""By name of the check; one for each of `storage.rounds.records.CHECKS`."""
+"""By name of the check; one for each of `storage.rounds.verdict.CHECKS`."""

@@ -14,16 +14,8 @@ from daemon.gate.forgetting import costs, forgetting, kept_for_source
 from daemon.gate.shapes import odd_scores, sound_counts
 from daemon.gate.vetoes import agreement, completed, source_class_iou, source_miou, vanished_class, weights_vetoes
 from daemon.gate.votes import DISAGREEMENT, DIVERSITY, STYLED, Vote, Weights, cast_votes, frame_correlation
-from storage.rounds.records import (
-    CandidateRuling,
-    Check,
-    ConditionCost,
-    ImageCounts,
-    ModelScores,
-    RoundScores,
-    RoundSpec,
-    Verdict,
-)
+from storage.rounds.records import ImageCounts, ModelScores, RoundScores, RoundSpec
+from storage.rounds.verdict import CandidateRuling, Check, ConditionCost, Verdict
 
 Decision = Literal["accepted", "rejected", "inconclusive"]
 Ruling = tuple[Decision, str, list[Check]]

@@ -11,7 +11,8 @@ from storage.gate.conditions import Conditions
 from storage.gate.probation import Probation
 from storage.registry.history import MOVES
 from storage.registry.manifest import HistoryEvent, Manifest
-from storage.rounds.records import AT_WORK, Check, ConditionCost, RoundRecord, RoundScores, RoundSpec, Verdict
+from storage.rounds.records import RoundScores, RoundSpec
+from storage.rounds.verdict import AT_WORK, Check, ConditionCost, RoundRecord, Verdict
 
 TRIGGERS = {
     "new_frames": "Enough new frames had come (`schedule.new_frames`: {new_frames}; fewer do when it is quiet).",

@@ -6,7 +6,8 @@ from configs.gate import GateSettings
 from daemon.gate.bursts import Floats, burst_length, neighbour_correlation
 from daemon.gate.shapes import odd_scores, sound_counts
 from daemon.gate.votes import TOLERANCE, cast_votes, paired_bootstrap, resampled_miou
-from storage.rounds.records import Check, ConditionCost, ConditionScores, ImageCounts, ModelScores, RoundScores
+from storage.rounds.records import ConditionScores, ImageCounts, ModelScores, RoundScores
+from storage.rounds.verdict import Check, ConditionCost
 
 
 def costs(

@@ -27,7 +27,7 @@ from storage.gate.conditions import Conditions
 from storage.gate.recall import Recall
 from storage.registry.history import MOVES
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import ConditionCost
+from storage.rounds.verdict import ConditionCost
 
 KEPT_SHARE = 0.5
 """Most of the buffer that golden frames of all conditions may take (share of `capacity_frames` and `max_bytes`)."""

@@ -28,7 +28,8 @@ from storage.registry.shadow_record import ShadowRecords
 from storage.registry.versions import WEIGHTS
 from storage.registry.weight_changes import differing_tensors, tensor_headers
 from storage.rounds.folder import RoundFolder
-from storage.rounds.records import ModelScores, RoundScores, RoundSpec, Stage, Verdict
+from storage.rounds.records import ModelScores, RoundScores, RoundSpec
+from storage.rounds.verdict import Stage, Verdict
 
 log = get_logger(__name__)
 

@@ -15,7 +15,8 @@ from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecord, ShadowRecords
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import Check, Progress, ShadowTrial, Verdict
+from storage.rounds.records import Progress
+from storage.rounds.verdict import Check, ShadowTrial, Verdict
 
 
 @dataclass(frozen=True, slots=True)

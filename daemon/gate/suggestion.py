@@ -17,7 +17,8 @@ from storage.layout import StateLayout
 from storage.registry.refs import check_reason
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import Answer, RoundSpec, Stage, Verdict
+from storage.rounds.records import RoundSpec
+from storage.rounds.verdict import Answer, Stage, Verdict
 
 _ANSWERING = threading.Lock()
 """Held while a suggestion is decided: by the daemon's thread for rounds, and by answers through the control API."""

@@ -9,7 +9,8 @@ from adapters.scoring.scores.iou import class_iou, labelled_mean_iou
 from configs.gate import GateSettings
 from daemon.gate.bursts import Floats
 from daemon.gate.votes import paired_bootstrap
-from storage.rounds.records import Check, ImageCounts, ModelScores, RoundScores
+from storage.rounds.records import ImageCounts, ModelScores, RoundScores
+from storage.rounds.verdict import Check
 
 Mask = NDArray[np.bool_]
 

@@ -13,7 +13,8 @@ import numpy as np
 from adapters.scoring.scores.iou import labelled_mean_iou
 from configs.gate import GateSettings
 from daemon.gate.bursts import Floats, Statistic, burst_length, drawn_weights, neighbour_correlation
-from storage.rounds.records import Check, ImageCounts, ModelScores
+from storage.rounds.records import ImageCounts, ModelScores
+from storage.rounds.verdict import Check
 
 CHUNK = 128
 """Resamples computed at once; bounds memory for joint statistics with many classes."""

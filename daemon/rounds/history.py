@@ -25,8 +25,9 @@ from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.device_time import DeviceUse, joined, read_uses
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import ENDED, Effort, RoundRecord, RoundScores, Stage, Verdict
+from storage.rounds.records import Effort, RoundScores
 from storage.rounds.refusal import Refusal
+from storage.rounds.verdict import ENDED, RoundRecord, Stage, Verdict
 
 UNSEEN = 4
 """New frames that the observer may be behind when a round starts."""

@@ -23,7 +23,8 @@ from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import Effort, Progress, Verdict
+from storage.rounds.records import Effort, Progress
+from storage.rounds.verdict import Verdict
 
 POLL_SECONDS = 1.0
 """Interval between two evaluations of the schedule (seconds)."""

@@ -20,7 +20,7 @@ from storage.errors import DurabilityLost, StorageError
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import AT_WORK, ENDED
+from storage.rounds.verdict import AT_WORK, ENDED
 
 INTERRUPTED = "the daemon ended while the round ran"
 TRIES = 3

@@ -40,8 +40,9 @@ from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecords
 from storage.rounds.device_time import write_uses
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import AT_WORK, Effort, Progress, RoundScores, RoundSpec, RoundStart, Stage, Verdict
+from storage.rounds.records import Effort, Progress, RoundScores, RoundSpec
 from storage.rounds.refusal import Refusal
+from storage.rounds.verdict import AT_WORK, RoundStart, Stage, Verdict
 
 POLL_SECONDS = 0.2
 POLL_SHADOW_SECONDS = 0.5

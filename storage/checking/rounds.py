@@ -12,7 +12,7 @@ from storage.errors import CorruptCheckpoint, NewerRecord, StorageError
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.weight_changes import tensor_headers
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import AT_WORK
+from storage.rounds.verdict import AT_WORK
 
 RECORDS: tuple[tuple[str, Callable[[RoundFolder], object]], ...] = (
     ("round.json", RoundFolder.record),

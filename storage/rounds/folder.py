@@ -9,8 +9,9 @@ from storage import durable
 from storage.durable.record import lines_of, parsed, read_record
 from storage.errors import StorageError, UnknownRound
 from storage.registry.files import listed, numbers
-from storage.rounds.records import Progress, RoundRecord, RoundScores, RoundSpec, Stage, Verdict
+from storage.rounds.records import Progress, RoundScores, RoundSpec
 from storage.rounds.training_states import TrainingStates
+from storage.rounds.verdict import RoundRecord, Stage, Verdict
 
 RECORD = "round.json"
 TAIL_BYTES = 16 * 1024

@@ -13,7 +13,7 @@ from adapters.networks.build import build_network
 from daemon.status.collect import collect_status
 from storage.registry.manifest import Manifest
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import ENDED
+from storage.rounds.verdict import ENDED
 from tests.daemon.traps import Traps
 
 LAUNCHERS = {

@@ -39,7 +39,8 @@ from storage.registry.manifest import Manifest
 from storage.registry.mirrors import HuggingFaceMirror, Mirror, TritonMirror
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import RoundScores, RoundSpec, RoundStart, Verdict
+from storage.rounds.records import RoundScores, RoundSpec
+from storage.rounds.verdict import RoundStart, Verdict
 from storage.source.labelled_import import import_labelled
 from tests.storage.registry.mirrored import export, weights_of
 

@@ -23,7 +23,7 @@ from daemon.net.token import same_token
 from daemon.runtime.logs import get_logger
 from storage.errors import StorageError
 from storage.gate.pause import pause, resume
-from storage.rounds.records import Answer
+from storage.rounds.verdict import Answer
 
 log = get_logger(__name__)
 

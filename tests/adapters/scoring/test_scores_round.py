@@ -26,7 +26,8 @@ from storage.canary.images import CanaryImage
 from storage.errors import CorruptCheckpoint
 from storage.layout import StateLayout
 from storage.media.images import fit_frame
-from storage.rounds.records import KnownCondition, ModelScores, RoundConditions, RoundScores, RoundSpec, Verdict
+from storage.rounds.records import KnownCondition, ModelScores, RoundConditions, RoundScores, RoundSpec
+from storage.rounds.verdict import Verdict
 from storage.source.labelled import LabelledSet
 from storage.source.labelled_import import import_labelled
 from tests.sections import changed

@@ -12,7 +12,8 @@ from daemon.runtime.in_force import SettingsInForce
 from daemon.runtime.worker import Worker
 from storage.layout import StateLayout
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import RoundScores, RoundSpec, Verdict
+from storage.rounds.records import RoundScores, RoundSpec
+from storage.rounds.verdict import Verdict
 
 TOKEN = "correct horse"
 AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}

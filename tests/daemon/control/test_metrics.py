@@ -12,7 +12,8 @@ from daemon.metrics import Metrics
 from daemon.runtime.activity import ChildActivity
 from storage.buffer.observations import Observation, Observations
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import Check, RoundScores, RoundSpec, Verdict
+from storage.rounds.records import RoundScores, RoundSpec
+from storage.rounds.verdict import Check, Verdict
 
 EXPECTED = [
     "mfmd_masks_total",

@@ -22,7 +22,7 @@ from daemon.demo.report import CELL, GAP, HEADER, MARGIN, DemoReport, Step, side
 from daemon.demo.scoring import Pair, ServedScore
 from daemon.demo.story import BATCHES
 from daemon.exit_codes import ExitCode
-from storage.rounds.records import Verdict
+from storage.rounds.verdict import Verdict
 
 CLASSES = (ClassInfo(name="sky", color=(0, 0, 255)), ClassInfo(name="road", color=(128, 64, 128)))
 

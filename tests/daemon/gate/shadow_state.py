@@ -11,7 +11,7 @@ from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecord, ShadowRecords
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import Verdict
+from storage.rounds.verdict import Verdict
 from tests.daemon.gate.round_state import State, make_state
 
 WANTED = 20

@@ -7,7 +7,8 @@ import pytest
 
 from configs.gate import GateSettings
 from daemon.gate.decide import decide
-from storage.rounds.records import ImageCounts, RoundScores, Verdict
+from storage.rounds.records import ImageCounts, RoundScores
+from storage.rounds.verdict import Verdict
 
 NAMES = ("road", "building", "tree", "sky", "pole")
 BETTER: dict[str, Any] = {"accuracy": 0.8, "confidence": 0.7, "styled": 0.78, "seed": 3}

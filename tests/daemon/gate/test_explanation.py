@@ -16,16 +16,8 @@ from storage.durable import write_record
 from storage.errors import UnknownRound, UnknownVersion
 from storage.gate.probation import Probation
 from storage.layout import StateLayout
-from storage.rounds.records import (
-    CHECKS,
-    Answer,
-    CandidateRuling,
-    ConditionCost,
-    KnownCondition,
-    RoundConditions,
-    RoundScores,
-    Verdict,
-)
+from storage.rounds.records import KnownCondition, RoundConditions, RoundScores
+from storage.rounds.verdict import CHECKS, Answer, CandidateRuling, ConditionCost, Verdict
 from tests.daemon.gate.round_state import BETTER, State, make_state
 
 Round = Callable[..., str]

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from configs.gate import GateSettings
 from daemon.gate.decide import decide
-from storage.rounds.records import ConditionScores, KnownCondition, ModelScores, RoundConditions, RoundScores, Verdict
+from storage.rounds.records import ConditionScores, KnownCondition, ModelScores, RoundConditions, RoundScores
+from storage.rounds.verdict import Verdict
 from tests.sections import section
 
 NAMES = ("road", "building", "tree", "sky", "pole")

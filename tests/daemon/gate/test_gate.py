@@ -9,7 +9,8 @@ import pytest
 from configs.gate import GateSettings
 from daemon.gate.decide import decide
 from daemon.gate.votes import diversity, estimated_error, paired_bootstrap
-from storage.rounds.records import CHECKS, Check, RoundScores, Verdict
+from storage.rounds.records import RoundScores
+from storage.rounds.verdict import CHECKS, Check, Verdict
 from tests.sections import section
 
 NAMES = ("road", "building", "tree", "sky", "pole")

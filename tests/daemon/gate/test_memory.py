@@ -18,7 +18,8 @@ from storage.directory.upgrade import prepare
 from storage.errors import StorageError
 from storage.gate.conditions import ConditionStore
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import CandidateRuling, ConditionCost, RoundSpec, Verdict
+from storage.rounds.records import RoundSpec
+from storage.rounds.verdict import CandidateRuling, ConditionCost, Verdict
 from tests.sections import changed
 
 CONDITIONS = {"advanced": {"burst_frames": 4, "reference_frames": 8}, "golden_frames": 2}

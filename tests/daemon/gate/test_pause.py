@@ -18,7 +18,7 @@ from storage.errors import InvalidReason, StorageError
 from storage.gate.pause import Pause, pause, read_pause, resume
 from storage.layout import StateLayout
 from storage.rounds.folder import RoundFolder
-from storage.rounds.records import Answer
+from storage.rounds.verdict import Answer
 from tests.daemon.gate.round_state import BETTER, State, make_state
 
 

@@ -17,7 +17,7 @@ from daemon.gate.promotion import advance_round
 from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
-from storage.rounds.records import Verdict
+from storage.rounds.verdict import Verdict
 from tests.daemon.gate.round_state import BETTER, State, make_state
 
 

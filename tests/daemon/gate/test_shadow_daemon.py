@@ -17,7 +17,7 @@ from daemon.demo.driving import DrivenDaemon
 from daemon.gate.promotion import advance_round
 from storage.registry.shadow_record import ShadowRecords
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import Verdict
+from storage.rounds.verdict import Verdict
 from tests.daemon.gate.round_state import BETTER
 from tests.daemon.serving.serving_world import World, image_bytes, running, tiny_network, wait_until
 from tests.sections import changed

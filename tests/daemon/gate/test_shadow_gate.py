@@ -8,7 +8,7 @@ import pytest
 
 from daemon.gate.shadow import ShadowObservation, decide_shadow
 from storage.registry.shadow_record import ShadowRecord
-from storage.rounds.records import Check, ShadowTrial, Verdict
+from storage.rounds.verdict import Check, ShadowTrial, Verdict
 
 VOTE = Check(name="vote_flip", kind="vote", passed=True, value=0.1, limit=0.05, detail="won")
 OFFLINE = Verdict(round=7, decision="accepted", reason="4 of 4 votes won", checks=[VOTE], at=10.0)

@@ -12,7 +12,7 @@ from daemon.gate.moves import promote, roll_back
 from daemon.gate.shadow import open_trial
 from storage import durable
 from storage.rounds.folder import RoundFolder
-from storage.rounds.records import Verdict
+from storage.rounds.verdict import Verdict
 from tests.daemon.gate.round_state import BETTER
 from tests.daemon.gate.shadow_state import BY_HAND, WANTED, Trial, make_trial
 

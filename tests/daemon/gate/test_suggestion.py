@@ -19,7 +19,7 @@ from daemon.rounds.recovery import finish_round
 from storage.errors import CorruptCheckpoint, NotSuggested, ServingChanged, StorageError
 from storage.layout import StateLayout
 from storage.rounds.folder import RoundFolder
-from storage.rounds.records import Answer
+from storage.rounds.verdict import Answer
 from tests.daemon.gate.round_state import BETTER, NAMES, State, make_state
 
 YES = Answer(approved=True, by="operator", reason="checked at night", at=9.0)

@@ -10,7 +10,8 @@ from daemon.gate.decide import decide
 from daemon.rounds.history import rejected_in_a_row, summaries
 from daemon.rounds.inheritance import inherited_round, promoted_round
 from daemon.rounds.runner import RoundContext, RoundFailed, launch_round
-from storage.rounds.records import RoundConditions, RoundSpec, Verdict
+from storage.rounds.records import RoundConditions, RoundSpec
+from storage.rounds.verdict import Verdict
 
 ACCEPTED = """
 import numpy

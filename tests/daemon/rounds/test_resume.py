@@ -22,7 +22,8 @@ from daemon.rounds.recovery import TRIES, recover
 from daemon.rounds.runner import RoundContext, RoundFailed, RoundSuspended, continue_round, launch_round
 from daemon.runtime.process_group import children_of, group_alive
 from storage.layout import StateLayout
-from storage.rounds.records import AT_WORK, RoundScores, RoundSpec, RoundStart
+from storage.rounds.records import RoundScores, RoundSpec
+from storage.rounds.verdict import AT_WORK, RoundStart
 from tests.daemon.conftest import PRELUDE
 
 ROOT = Path(__file__).parents[3]

@@ -12,7 +12,8 @@ from daemon.rounds.schedule import RETRIES, ScheduleState, due
 from storage.gate.conditions import Conditions
 from storage.gate.drift import Drift
 from storage.rounds.device_time import DeviceUse, write_uses
-from storage.rounds.records import RoundConditions, RoundScores, RoundSpec, Verdict
+from storage.rounds.records import RoundConditions, RoundScores, RoundSpec
+from storage.rounds.verdict import Verdict
 
 NOW = 10_000.0
 ENOUGH = ScheduleState(frames=50, holdout=5, new_frames=20, last_ended=NOW - 100, failures=0, serving=True)

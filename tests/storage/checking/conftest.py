@@ -15,7 +15,8 @@ from storage.checking import check_state, repair_state
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import RoundScores, RoundSpec, Verdict
+from storage.rounds.records import RoundScores, RoundSpec
+from storage.rounds.verdict import Verdict
 from storage.source.labelled_import import import_labelled
 
 Sql = Callable[..., None]

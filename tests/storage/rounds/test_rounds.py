@@ -6,7 +6,8 @@ import pytest
 
 from storage.errors import StorageError, UnknownRound
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import Progress, RoundScores, RoundSpec, RoundStart, Verdict
+from storage.rounds.records import Progress, RoundScores, RoundSpec
+from storage.rounds.verdict import RoundStart, Verdict
 
 
 def spec(number: int) -> RoundSpec:

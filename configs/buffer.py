@@ -76,7 +76,7 @@ class BufferSettings(Section):
         return self
 
 
-LabelFormat = Literal["index", "palette", "rgb", "cityscapes_ids", "ade20k"]
+LabelFormat = Literal["index", "palette", "rgb", "cityscapes_ids", "synthia_ids", "ade20k"]
 IGNORE = "ignore"
 """The word in `source.label_map` for label values that no class has."""
 
@@ -130,8 +130,8 @@ class SourceSettings(Section):
     label_format: LabelFormat = "index"
     """How a pixel names its class: index by the class's place in the list, grey or palette; palette the same, and the
     file must have a palette, which all labels share (PASCAL VOC); rgb by the class's colour; cityscapes_ids by
-    Cityscapes' and GTA's own ids, which find classes by their Cityscapes names; ade20k by 1 for the first class, 0
-    is ignored."""
+    Cityscapes' and GTA's own ids, which find classes by their Cityscapes names; synthia_ids the same by SYNTHIA's ids,
+    which stand in the first channel of 16 bits; ade20k by 1 for the first class, 0 is ignored."""
     label_map: LabelEntries = Field(default_factory=dict)
     """Label value (or colour, `'128,64,128'` or `'#804080'`) -> name or place of its class, or `ignore`. A class that
     stands here has these values alone; for the rest `label_format` holds. `{0: background, 255: vessel}` reads masks of

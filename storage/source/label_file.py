@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from configs.buffer import LabelFormat
 from storage.errors import RefusedImage
 from storage.media.bmp import with_plain_indices
 from storage.media.bounded import DecodeLimits, run_bounded
@@ -27,6 +28,10 @@ WIDE = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "I;32", "I;32B", "I;32
 """Raw modes of one wide sample per pixel."""
 COLORS = frozenset({"RGB", "RGB;R", "RGBA", "RGBX", "BGR", "BGRX", "BGRA"})
 """Raw modes of 8-bit colour."""
+MANY_16 = "RGB;16B"
+"""Raw mode of three channels of 16 bits (PNG), of which Pillow gives the high byte; of those of SYNTHIA one counts."""
+LOW_16 = "RGB;16L"
+"""Raw mode under which Pillow gives the low byte of the same samples."""
 LOSSY = ("jpeg", "tiff_jpeg", "webp", "jpeg2000")
 """Compressions of TIFF that change values."""
 
@@ -77,11 +82,12 @@ def read_label(path: Path, label_map: LabelMap, limits: DecodeLimits) -> Label:
 def _decode(data: bytes, *, label_map: LabelMap, max_pixels: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Return classes [h, w]; as facts `values`, `palette`, `orientation` and `unknown`, its value and place or None."""
     try:
-        with Image.open(io.BytesIO(essentials(data) or data), formats=FORMATS) as image:
+        plain = essentials(data) or data
+        with Image.open(io.BytesIO(plain), formats=FORMATS) as image:
             check_sides("image", image.width, image.height, max_pixels)
             if image.format == "PNG":
                 check_png_pixels(data)
-            values, palette, orientation = _values(with_plain_indices(image, data), label_map)
+            values, palette, orientation = _values(with_plain_indices(image, data), label_map, plain)
     except RefusedImage:
         raise
     except UnidentifiedImageError as error:
@@ -100,29 +106,17 @@ def _decode(data: bytes, *, label_map: LabelMap, max_pixels: int) -> tuple[NDArr
 
 
 def _values(
-    image: ImageFile.ImageFile, label_map: LabelMap
+    image: ImageFile.ImageFile, label_map: LabelMap, data: bytes
 ) -> tuple[NDArray[np.integer[Any]], dict[int, tuple[int, ...]], int | None]:
     """Return label values [h, w], upright; the palette; and the EXIF orientation that says how they lie in the file."""
-    raw, problem = _raw_mode(image), ""
-    if getattr(image, "is_animated", False):
-        problem = "has several pages"
-    elif any(tile.codec_name == "raw" and not tile.offset for tile in image.tile):
-        problem = "lacks a strip or tile"  # a sparse TIFF; at 0 its header would be read as values
-    elif image.info.get("compression") in LOSSY:
-        problem = "has lossy compression, which changes label values"
-    elif label_map.format != "rgb" and (raw in COLORS or image.mode in ("RGB", "RGBA")):
-        problem = f"is a {image.mode} image; source.label_format: rgb reads colours"
-    elif not (raw in EXACT or raw in PACKED_GREY or (raw in COLORS if label_map.format == "rgb" else raw in WIDE)):
-        problem = f"is a {image.mode} image ({raw}), whose values are not exact; save it as a plain 8-bit PNG"
-    elif raw == "L" and _is_signed(image):
-        problem = "has signed 8-bit values, of which -1 would read as 255; save it unsigned"
-    elif label_map.format == "palette" and image.mode != "P":
-        problem = "has no palette; source.label_format: index reads grey labels"
-    if problem:
+    raw = _raw_mode(image)
+    if problem := _problem_of(image, raw, label_map.format):
         raise RefusedImage("bad_label", problem)
     upright, orientation = _upright(image)
     if label_map.format == "rgb":
         return _colors(upright), {}, orientation
+    if raw == MANY_16:
+        return _first_channel(upright, data), {}, orientation
     values = np.asarray(upright) // PACKED_GREY.get(raw, 1)
     palette = _palette(upright) if upright.mode == "P" else {}
     if image.format == "GIF" and palette:
@@ -130,6 +124,34 @@ def _values(
         if (greys[values] >= 0).all():  # a GIF holds grey as a palette in any order
             return greys[values], {}, orientation
     return values, palette, orientation
+
+
+def _problem_of(image: ImageFile.ImageFile, raw: str, label_format: LabelFormat) -> str:
+    """Return why the values of an image are not exact or not those of the format; empty when they are."""
+    if getattr(image, "is_animated", False):
+        return "has several pages"
+    if any(tile.codec_name == "raw" and not tile.offset for tile in image.tile):
+        return "lacks a strip or tile"  # a sparse TIFF; at 0 its header would be read as values
+    if image.info.get("compression") in LOSSY:
+        return "has lossy compression, which changes label values"
+    if raw == MANY_16 and label_format != "synthia_ids":
+        return "has three channels of 16 bits; source.label_format: synthia_ids reads SYNTHIA's ids in the first"
+    if label_format != "rgb" and raw != MANY_16 and (raw in COLORS or image.mode in ("RGB", "RGBA")):
+        return f"is a {image.mode} image; source.label_format: rgb reads colours"
+    if not (raw in EXACT or raw in PACKED_GREY or raw in _wanted_of(label_format)):
+        return f"is a {image.mode} image ({raw}), whose values are not exact; save it as a plain 8-bit PNG"
+    if raw == "L" and _is_signed(image):
+        return "has signed 8-bit values, of which -1 would read as 255; save it unsigned"
+    if label_format == "palette" and image.mode != "P":
+        return "has no palette; source.label_format: index reads grey labels"
+    return ""
+
+
+def _wanted_of(label_format: LabelFormat) -> frozenset[str]:
+    """Return the raw modes that a format reads beside those of one small sample."""
+    if label_format == "rgb":
+        return COLORS
+    return WIDE | {MANY_16} if label_format == "synthia_ids" else WIDE
 
 
 def _upright(image: ImageFile.ImageFile) -> tuple[Image.Image, int | None]:
@@ -163,6 +185,16 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
 def _palette(image: Image.Image) -> dict[int, tuple[int, ...]]:
     flat = image.getpalette("RGB") or []
     return {place // 3: tuple(flat[place : place + 3]) for place in range(0, len(flat), 3)}
+
+
+def _first_channel(high: Image.Image, data: bytes) -> NDArray[np.integer[Any]]:
+    """Return the first channel of a PNG of 16 bits; `high` is the upright picture of its high bytes."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        tile = image.tile[0]
+        image.tile = [tile._replace(args=LOW_16)]
+        low, _ = _upright(image)
+        values: NDArray[np.int32] = np.asarray(high)[..., 0].astype(np.int32) * 256 + np.asarray(low)[..., 0]
+        return values
 
 
 def _colors(image: Image.Image) -> NDArray[np.integer[Any]]:

@@ -19,6 +19,14 @@ CITYSCAPES_NAMES = (
     "caravan", "trailer", "train", "motorcycle", "bicycle", "license plate",
 )  # fmt: skip
 """What Cityscapes' ids mean, by id; only GTA draws the license plate."""
+SYNTHIA_NAMES = (
+    "void", "sky", "building", "road", "sidewalk", "fence", "vegetation", "pole", "car", "traffic sign", "person",
+    "bicycle", "motorcycle", "parking slot", "road work", "traffic light", "terrain", "rider", "truck", "bus", "train",
+    "wall", "lane marking",
+)  # fmt: skip
+"""What the ids of SYNTHIA-RAND-CITYSCAPES mean, by id, in Cityscapes' words (DAFormer's conversion of the data set)."""
+NAMES_BY_ID = {"cityscapes_ids": CITYSCAPES_NAMES, "synthia_ids": SYNTHIA_NAMES}
+"""Label formats that find classes by the name of an id."""
 MOST_VALUES = 1000
 """Label values from which on others of no meaning are not counted: a photograph taken for a label holds many more."""
 AT_ONCE = 2**20
@@ -111,8 +119,8 @@ def _of_format(source: SourceSettings, names: Sequence[str], colors: Sequence[Se
                 twice = f"classes {names[codes.index(code)]!r} and {names[place]!r} have one colour"
                 raise SourceRefused(f"source.label_format: rgb: {twice}; give each its own in `classes`", (twice,))
         return {code: index for index, code in enumerate(codes)}
-    if source.label_format == "cityscapes_ids":
-        ids = {value: names.index(name) if name in names else ignored for value, name in enumerate(CITYSCAPES_NAMES)}
+    if by_id := NAMES_BY_ID.get(source.label_format):
+        ids = {value: names.index(name) if name in names else ignored for value, name in enumerate(by_id)}
         return {ignored: ignored} | ids
     if source.label_format == "ade20k":
         return {ignored: ignored, 0: ignored} | {index + 1: index for index in range(len(names))}

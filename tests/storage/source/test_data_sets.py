@@ -1,11 +1,15 @@
 """Data sets as they are shipped: their own folders, file names and label formats, drawn small."""
 
+import struct
+import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from configs.class_list import load_class_list
@@ -37,7 +41,26 @@ def black_and_white_gif() -> Image.Image:
     return grey(0, 0, 0, 255).convert("P")
 
 
-DATA_SETS: dict[str, tuple[str, str, Image.Image, object, Mapping[str, object], list[int]]] = {
+@dataclass(frozen=True)
+class SixteenBits:
+    """A PNG of three channels of 16 bits, which Pillow does not write: ids, then numbers of objects, then nothing."""
+
+    ids: NDArray[np.uint16]
+
+    def save(self, path: Path) -> None:
+        pixels = np.stack([self.ids, np.arange(self.ids.size).reshape(self.ids.shape) * 257 % 65536, 0 * self.ids], -1)
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+        header = struct.pack(">IIBBBBB", *self.ids.shape[::-1], 16, 2, 0, 0, 0)
+        chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+        parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def sixteen_bits(*values: int) -> SixteenBits:
+    return SixteenBits(np.resize(np.array(values, np.uint16), SIZE))
+
+
+DATA_SETS: dict[str, tuple[str, str, Image.Image | SixteenBits, object, Mapping[str, object], list[int]]] = {
     "Cityscapes, ids": (
         "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png",
         "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png",
@@ -59,6 +82,10 @@ DATA_SETS: dict[str, tuple[str, str, Image.Image, object, Mapping[str, object], 
     "GTA": (
         "images/00001.png", "labels/00001.png",
         paletted(0, 7, 34, 33), "cityscapes", {"label_format": "cityscapes_ids"}, [256, 0, 256, 512],
+    ),
+    "SYNTHIA": (
+        "RGB/0000000.png", "GT/LABELS/0000000.png",
+        sixteen_bits(0, 3, 22, 11), "cityscapes", {"label_format": "synthia_ids"}, [256, 0, 256, 512],
     ),
     "ADE20K": (
         "images/training/ADE_train_00000001.jpg", "annotations/training/ADE_train_00000001.png",
@@ -121,6 +148,8 @@ def test_a_data_set_is_imported_as_it_is_shipped(name: str, tmp_path: Path, layo
     folders = {"images": tmp_path / image.split("/")[0], "labels": tmp_path / label.split("/")[0]}
     if folders["images"] == folders["labels"]:
         folders = {"images": (tmp_path / image).parent, "labels": (tmp_path / label).parent}
+    if label.startswith("GT/LABELS/"):
+        folders["labels"] /= "LABELS"
     settings = Settings.model_validate({
         "state": tmp_path / "state", "classes": classes, "watch": {"folder": tmp_path / "drop"},
         "buffer": {"height": 32, "width": 32}, "source": {**folders, **source},

@@ -144,6 +144,30 @@ def test_cityscapes_ids_find_classes_by_name(read: Read):
         read(np.array([[35]], np.uint8), label_format="cityscapes_ids")
 
 
+SYNTHIA_CLASSES = [("road", 3), ("sky", 1), ("bicycle", 11), ("wall", 21), ("person", 10)]
+"""Classes in any order, and the ids that SYNTHIA's readme gives them."""
+
+
+@pytest.mark.parametrize("id_bits", [8, 16])
+def test_synthia_ids_stand_in_the_first_of_three_channels(read: Read, id_bits: int):
+    classes = [(name, (index, 0, 0)) for index, (name, _) in enumerate(SYNTHIA_CLASSES)]
+    ids = [*(number for _, number in SYNTHIA_CLASSES), 0, 22, 255]
+    row = b"".join(struct.pack(">HHH", number, 256 + place, 7) for place, number in enumerate(ids))
+    data = png(len(ids), 16, 2, row) if id_bits == 16 else png(len(ids), 8, 0, bytes(ids))
+    found = read(data, classes=classes, label_format="synthia_ids")
+    assert found.classes.tolist() == [[0, 1, 2, 3, 4, 255, 255, 255]]
+    with pytest.raises(UnknownValue, match="label value 259 at row 0, column 0"):  # 3 in its low byte
+        read(png(1, 16, 2, struct.pack(">HHH", 259, 0, 0)), label_format="synthia_ids")
+
+
+def test_colours_are_no_synthia_ids_and_those_are_nothing_else(read: Read):
+    with pytest.raises(RefusedImage, match=r"RGB image; source\.label_format: rgb"):
+        read(np.zeros((1, 1, 3), np.uint8), label_format="synthia_ids")
+    for other in ("index", "rgb", "cityscapes_ids"):
+        with pytest.raises(RefusedImage, match=r"16 bits; source\.label_format: synthia_ids"):
+            read(png(1, 16, 2, struct.pack(">HHH", 3, 0, 0)), label_format=other)
+
+
 def test_ade20k_ignores_0_and_starts_at_1(read: Read):
     classes = [(str(number), (number, 0, 0)) for number in range(150)]
     found = read(np.array([[0, 1, 150]], np.uint8), classes=classes, label_format="ade20k")
@@ -163,7 +187,8 @@ def test_ade20k_ignores_0_and_starts_at_1(read: Read):
         (Image.new("F", (2, 2)), "tif", {}, "a F image"),
         (np.zeros((2, 2), np.uint8), "png", {"label_format": "palette"}, "has no palette"),
         (b"P5 2 1 20\n\x00\x07", "pgm", {}, "grey of 0 to 20"),
-        (png(1, 16, 2, bytes(6)), "png", {"label_format": "rgb"}, "RGB;16B"),
+        (png(1, 16, 2, bytes(6)), "png", {"label_format": "rgb"}, "three channels of 16 bits"),
+        (png(1, 16, 6, bytes(8)), "png", {"label_format": "rgb"}, "RGBA;16B"),
         (np.zeros((101, 101), np.uint8), "png", {}, "the limit is 10000"),
         (b"", "png", {}, "empty"),
         (bytes(100_001), "png", {}, "100001 bytes; the limit is 100000"),

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Without compiled files, each of the many processes of the tests compiles all of mfmd again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo check quick test nightly durations soak lint lock format bench bench-step bench-serving clean help
 

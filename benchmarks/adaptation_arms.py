@@ -15,6 +15,7 @@ PRESET = Path(__file__).parent.parent / "configs" / "presets" / "camvid_adaptati
 MFM_OFF = {"mfm.enabled": False}
 MFM_ON = {"mfm.enabled": True}
 THINGS = {"recipe.thing_classes": ["sign", "car", "pedestrian", "bicyclist"]}
+GOLD = {"recipe.name": "gold", **MFM_OFF, "round.optim.learning_rate": 1e-3, "round.optim.head_multiplier": 10.0}
 DAFORMER = {"recipe.name": "daformer", **THINGS}
 MIC = {"recipe.name": "mic", **THINGS}
 
@@ -66,6 +67,8 @@ ARMS = {
     "bn": Arm("BN statistics", {"recipe.name": "bn_statistics"}, source=False),
     "tent": Arm("TENT", {"recipe.name": "tent"}, source=False),
     "cotta": Arm("CoTTA", {"recipe.name": "cotta", "recipe.augment_scales": [0.75, 1.0, 1.25]}, source=False),
+    "gold": Arm("GOLD's directions", GOLD),
+    "gold_free": Arm("source-free GOLD's directions", GOLD, source=False),
     "dacs": Arm("DACS", {"recipe.name": "dacs", **MFM_OFF}),
     "dacs_control": Arm(
         "DACS + target pass without mask", {"recipe.name": "dacs", **MFM_ON, "mfm.mask_ratio": 0.0}, recipe="dacs"

@@ -13,7 +13,7 @@ from rich.console import Console
 from daemon.control.client import ControlClient
 from daemon.demo.driving import DriveFailed, DrivenDaemon, describe
 from daemon.demo.report import stage
-from storage.rounds.records import Verdict
+from storage.rounds.verdict import Verdict
 
 FEW = 5
 """Images that arrive at once."""

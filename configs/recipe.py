@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 
 from configs.plugins import RECIPES as PLUGINS
 from configs.plugins import checked_name
-from configs.section import Fraction, NotNegative, Positive, Section
+from configs.section import Fraction, NotNegative, Positive, PositiveInt, Section
 from configs.terms import (
     BldaSettings,
     ClassConfidenceSettings,
@@ -18,7 +18,7 @@ from configs.terms import (
     FoundationSettings,
 )
 
-RecipeName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta", "plugin"]
+RecipeName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta", "gold", "plugin"]
 
 SOURCE_FREE_ANCHOR = 20.0
 """`recipe.anchor_weight` of a round without source. At the default rates a round takes back e^-0.6, nearly half, of the
@@ -117,7 +117,8 @@ class DacsSettings(SelfTrainingSettings):
 
     name: Literal["dacs"] = "dacs"
     """dacs (Tranheden 2021), daformer (Hoyer 2022), hrda (Hoyer 2022), mic (Hoyer 2023). For comparison and for small
-    machines, without source: bn_statistics (Schneider 2020), tent (Wang 2021), cotta (Wang 2022)."""
+    machines: bn_statistics (Schneider 2020), tent (Wang 2021), cotta (Wang 2022), all without source, and gold (Lai
+    2026)."""
 
 
 class DaformerAdvanced(SelfTrainingAdvanced):
@@ -232,6 +233,24 @@ class CottaSettings(_TestTime):
     advanced: CottaAdvanced = CottaAdvanced()
 
 
+class GoldAdvanced(SelfTrainingAdvanced):
+    """Rarely changed settings of the recipe."""
+
+    directions: PositiveInt = 64
+    """Directions of the classifier that get a scale; as many as there are classes at most (GOLD: 64 to 256)."""
+    gram_momentum: Fraction = 0.98
+    """Share of the matrix of directions that stays at each step (GOLD)."""
+    refresh_steps: PositiveInt = 10
+    """Steps after which the directions are computed anew."""
+
+
+class GoldSettings(SelfTrainingSettings):
+    """GOLD-like: normalisation layers and scales of the classifier's directions learn, by the losses of DACS."""
+
+    name: Literal["gold"] = "gold"
+    advanced: GoldAdvanced = GoldAdvanced()
+
+
 def _is_plugin(name: str) -> str:
     if name in get_args(RecipeName):
         raise ValueError(f"{name!r} is a recipe of mfmd (recipe.name); rename the entry point")
@@ -266,6 +285,7 @@ RecipeSettings = Annotated[
     | BnStatisticsSettings
     | TentSettings
     | CottaSettings
+    | GoldSettings
     | PluginSettings,
     Field(discriminator="name"),
     BeforeValidator(_named),

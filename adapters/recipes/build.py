@@ -23,13 +23,14 @@ from adapters.recipes.added import with_added
 from adapters.recipes.bn_statistics import BnStatistics
 from adapters.recipes.cotta import Cotta
 from adapters.recipes.feature_distance import FeatureDistance
+from adapters.recipes.gold import Gold
 from adapters.recipes.recipe import Recipe, RecipeInputs
 from adapters.recipes.self_training import SelfTraining, Term
 from adapters.recipes.tent import Tent
 from adapters.recipes.terms import masked_image_term, mix_term, source_term
 from configs.plugins import RECIPES as PLUGINS
 from configs.plugins import load_plugin
-from configs.recipe import DacsSettings, MicSettings, PluginSettings, RareClassSettings, RecipeBase
+from configs.recipe import DacsSettings, GoldSettings, MicSettings, PluginSettings, RareClassSettings, RecipeBase
 
 
 def dacs(inputs: RecipeInputs[DacsSettings]) -> SelfTraining:
@@ -71,6 +72,11 @@ def _with_distance(inputs: RecipeInputs[RareClassSettings]) -> list[Term]:
     return [partial(source_term, distance=FeatureDistance(inputs, inputs.reference)), mix_term]
 
 
+def gold(inputs: RecipeInputs[GoldSettings]) -> Gold:
+    """Build GOLD's directions with the losses of DACS, MFM."""
+    return Gold(inputs, with_added(inputs, [source_term, mix_term]))
+
+
 RECIPES: dict[str, Callable[[RecipeInputs[Any]], Recipe[RecipeBase]]] = {
     "dacs": dacs,
     "daformer": daformer,
@@ -79,6 +85,7 @@ RECIPES: dict[str, Callable[[RecipeInputs[Any]], Recipe[RecipeBase]]] = {
     "bn_statistics": BnStatistics,
     "tent": Tent,
     "cotta": Cotta,
+    "gold": gold,
 }
 
 

@@ -81,14 +81,20 @@ def folder_of(training_state, name: str, batch_size: int, settings: Settings) ->
     return folder
 
 
-def conv_group_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
+def conv_group_norm_relu(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
     """Like `conv_norm_relu`, with a norm that sees one image at a time."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.GroupNorm(4, outputs), nn.ReLU(inplace=True))
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(4, outputs), nn.ReLU(inplace=True))
+
+
+def undilated(inputs: int, outputs: int, dilation: int) -> nn.Sequential:
+    """In place of `separable_conv`."""
+    return conv_group_norm_relu(inputs, outputs, 3)
 
 
 def use_group_norm() -> None:
-    """Build the attention of HRDA, the one part of these networks with BatchNorm, without it."""
-    daformer.conv_norm_relu = conv_group_norm_relu
+    """Build DAFormer's decoder and HRDA's attention, the parts of these networks with BatchNorm, without it."""
+    daformer.conv_norm_relu, daformer.separable_conv = conv_group_norm_relu, undilated
 
 
 def distances(one: Path, other: Path) -> dict[str, float]:
@@ -112,11 +118,15 @@ def test_two_processes_match_one_with_the_whole_batch(
     """ClassMix and q are over both. Dropout is off: each draws its own; no BatchNorm, which CPUs do not synchronise."""
     monkeypatch.setattr(daformer, "conv_norm_relu", conv_group_norm_relu)
     terms = with_encoder(terms, tmp_path)
+    monkeypatch.setattr(daformer, "separable_conv", undilated)
     optim = {"learning_rate": 4e-5, "head_multiplier": 5.0, "advanced": {"warmup_steps": 0, "clip_norm": 1.0}}
     sections = {
         "recipe": {"name": name, "threshold": 0.4, **({"advanced": terms} if terms else {})},
         "mfm": {"enabled": mfm, "learning_rate": 2e-4},
-        "network": {"encoder": "dinov2_tiny", "multi_resolution": name == "hrda", "dropout": 0.0},
+        "network": {
+            **({"name": "daformer"} if name == "gold" else {}),  # it needs one linear classifier
+            **{"encoder": "dinov2_tiny", "multi_resolution": name == "hrda", "dropout": 0.0},
+        },
         "round": {"steps": 6, "crop_height": 32, "crop_width": 32, "optim": optim},
     }
     training_state.round(**sections)

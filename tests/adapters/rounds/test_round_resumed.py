@@ -43,12 +43,16 @@ RECIPES.append(pytest.param("dacs", True, TOGETHER, id="dacs+mfm+terms"))
 RECIPES += [pytest.param("dacs", True, terms, id=name, marks=pytest.mark.nightly) for name, terms in TERMS.items()]
 
 
+LINEAR = {"name": "deeplabv3plus", "encoder": "resnet_tiny", "advanced": {"output_stride": 16}}
+"""A network with one linear classifier, for the recipe that needs it."""
+
+
 def sections(name: str, mfm: bool, terms: dict | None = None, steps: int = 40, processes: int = 1) -> dict:
     """Settings of a round of tiny steps with dropout; `terms` stand in `recipe.advanced`."""
     return {
         "recipe": {"name": name, "advanced": terms} if terms else {"name": name},
         "mfm": {"enabled": mfm},
-        "network": {"multi_resolution": name == "hrda", "dropout": 0.2},
+        "network": {**(LINEAR if name == "gold" else {}), "multi_resolution": name == "hrda", "dropout": 0.2},
         "round": {
             "steps": steps,
             "processes": processes,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs.gate import GateSettings
+from daemon.gate.bursts import drawn_weights
 from daemon.gate.decide import decide
 from daemon.gate.votes import diversity, estimated_error, paired_bootstrap
 from storage.rounds.records import RoundScores
@@ -373,3 +374,19 @@ def test_bootstrap_bounds_hold_the_truth_as_often_as_they_say() -> None:
         assert bound.lower <= bound.value <= bound.upper
         below += bound.lower <= 0.0
     assert 165 <= below <= 192
+
+
+def test_a_resample_that_is_drawn_again_costs_nothing() -> None:
+    rows, values = list[int](), np.array([0.1, 0.2, 0.4, 0.8])
+
+    def counted(weights: np.ndarray) -> np.ndarray:
+        rows.append(len(weights))
+        return weights @ values
+
+    found = paired_bootstrap(counted, 4, confidence=0.9, resamples=1000, seed=1)
+    assert sum(rows) == 35 + 1, "multisets of 4 of 4 images, and the value itself"
+    drawn = drawn_weights(4, 1, 1000, np.random.default_rng(1)) @ values
+    spread = (np.quantile(drawn, [0.1, 0.9]) - values.mean()) * np.sqrt(4 / 3)
+    assert found.lower == pytest.approx(values.mean() + spread[0]) and found.upper == pytest.approx(
+        values.mean() + spread[1]
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from added_terms import TERMS
+from added_terms import PAIRS, TERMS
 
 from configs.recipe import RECIPES
 from configs.settings import Settings
@@ -18,6 +18,14 @@ THINGS = {"recipe.thing_classes": ["sign", "car", "pedestrian", "bicyclist"]}
 GOLD = {"recipe.name": "gold", **MFM_OFF, "round.optim.learning_rate": 1e-3, "round.optim.head_multiplier": 10.0}
 DAFORMER = {"recipe.name": "daformer", **THINGS}
 MIC = {"recipe.name": "mic", **THINGS}
+OMUDA = {"recipe.name": "omuda", **THINGS}
+MASKED = {
+    "recipe.name": "mic",
+    "recipe.feature_distance_weight": 0.0,
+    "recipe.rare_class_sampling": False,
+    "recipe.ema_decay": 0.99,
+}
+"""MIC's loss over DACS."""
 
 STRONG = {
     "pretrain.advanced.jitter": 0.5,
@@ -78,6 +86,10 @@ ARMS = {
     "daformer_mfm": Arm("DAFormer + MFM", {**DAFORMER, **MFM_ON}, recipe="daformer"),
     "mic": Arm("MIC", {**MIC, **MFM_OFF}),
     "mic_mfm": Arm("MIC + MFM", {**MIC, **MFM_ON}, recipe="mic"),
+    "dacs_masked": Arm("DACS + masked image", {**MASKED, **MFM_OFF}),
+    "dacs_masked_mfm": Arm("DACS + masked image + MFM", {**MASKED, **MFM_ON}, recipe="dacs_masked"),
+    "omuda": Arm("OMUDA, a reading, without encoder", {**OMUDA, **MFM_OFF}),
+    "omuda_mfm": Arm("OMUDA, a reading, without encoder + MFM", {**OMUDA, **MFM_ON}, recipe="omuda"),
     "source_free": Arm("source-free DACS", {"recipe.name": "dacs", **MFM_OFF}, source=False),
     "source_free_mfm": Arm(
         "source-free DACS + MFM", {"recipe.name": "dacs", **MFM_ON}, source=False, recipe="source_free"
@@ -86,9 +98,9 @@ ARMS = {
 
 
 def term_arms() -> dict[str, Arm]:
-    """Return each term over DACS and DAFormer, and over both with MFM."""
+    """Return each term, and pairs of them, over DACS and DAFormer, and over both with MFM."""
     found = {}
-    for name, term in TERMS.items():
+    for name, term in (TERMS | PAIRS).items():
         switches = {f"recipe.advanced.{key}": value for key, value in term.advanced.items()}
         for host in ("dacs", "dacs_mfm", "daformer", "daformer_mfm"):
             base = ARMS[host]

@@ -20,3 +20,10 @@ TERMS = {
     "dida": AddedTerm("DiDA", {"dida": {"enabled": True}}),
     "class_confidence": AddedTerm("class confidence", {"class_confidence": {"enabled": True}}),
 }
+PAIRS = {
+    f"{one}_{other}": AddedTerm(
+        f"{TERMS[one].title} + {TERMS[other].title}", {**TERMS[one].advanced, **TERMS[other].advanced}
+    )
+    for one, other in (("complementary", "blda"), ("complementary", "dida"), ("blda", "dida"))
+}
+"""Two published terms at once."""

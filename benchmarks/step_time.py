@@ -129,10 +129,15 @@ def time_cases(workers: Sequence[Worker], steps: int) -> list[Timed]:
     return [Timed(worker.case, samples[worker.case.name], *worker.ask("facts")) for worker in workers]
 
 
+def named(recipe: str) -> dict[str, Any]:
+    """Return the recipe's settings: its name, and the things of omuda, whose masks go by region."""
+    return {"name": recipe, "thing_classes": ["class 1"]} if recipe == "omuda" else {"name": recipe}
+
+
 def recipe_cases(recipe: str) -> list[Case]:
     """Return the bare recipe, with MFM where it takes MFM, and the reference loop where there is one."""
     network = {"multi_resolution": True} if recipe == "hrda" else {}
-    bare: Sections = {"recipe": {"name": recipe}, "mfm": {"enabled": False}, "network": network}
+    bare: Sections = {"recipe": named(recipe), "mfm": {"enabled": False}, "network": network}
     cases = [Case(recipe, bare)]
     if not SETTINGS_OF[recipe].test_time:
         cases.append(Case(f"{recipe}+mfm", {**bare, "mfm": {"enabled": True}}))
@@ -145,7 +150,7 @@ def recipe_cases(recipe: str) -> list[Case]:
 
 def option_cases(recipe: str) -> list[Case]:
     """Return the recipe with MFM as it is by default, and with one option changed at a time."""
-    base: Sections = {"recipe": {"name": recipe}}
+    base: Sections = {"recipe": named(recipe)}
     return [Case("default", base), *(Case(name, {**base, **change}) for name, change in ROUND_OPTIONS.items())]
 
 
@@ -154,7 +159,8 @@ def term_cases(recipe: str) -> list[Case]:
     added = {"": {}, **{f"+{name}": term.advanced for name, term in TERMS.items()}}
     return [
         Case(
-            f"{recipe}{'+mfm' * mfm}{name}", {"recipe": {"name": recipe, "advanced": advanced}, "mfm": {"enabled": mfm}}
+            f"{recipe}{'+mfm' * mfm}{name}",
+            {"recipe": {**named(recipe), "advanced": advanced}, "mfm": {"enabled": mfm}},
         )
         for name, advanced in added.items()
         for mfm in (False, True)

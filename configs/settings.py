@@ -104,6 +104,20 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _regions_are_known(self) -> Self:
+        recipe = self.recipe
+        if not isinstance(recipe, SelfTrainingSettings) or recipe.thing_classes:
+            return self
+        masks = recipe.advanced.complementary
+        if masks.enabled and masks.by_region:
+            raise ValueError(
+                f"recipe.thing_classes: masks by region (recipe.name {recipe.name}, "
+                "recipe.advanced.complementary.by_region) need the names of the countable classes; list those of "
+                "`classes` that are, or set by_region to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _feature_distance_is_possible(self) -> Self:
         recipe = self.recipe
         if not isinstance(recipe, RareClassSettings):

@@ -108,3 +108,16 @@ class FoundationSettings(Section):
         if self.enabled and self.directory is None:
             raise ValueError("directory: name that of a DINOv2 in Hugging Face format, or set enabled to false")
         return self
+
+
+class OmudaComplementary(ComplementarySettings):
+    """Complementary masks as recipe omuda has them: on, and by region."""
+
+    enabled: bool = True
+    by_region: bool = True
+
+
+class OmudaClassConfidence(ClassConfidenceSettings):
+    """Class confidence as recipe omuda has it: on."""
+
+    enabled: bool = True

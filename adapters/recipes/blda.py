@@ -9,7 +9,6 @@ up. A second head learns the quantile of each pixel, which does not depend on th
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from adapters.errors import AdapterError
@@ -55,7 +54,7 @@ class Blda(TermModule):
         With several predictions in a pass the first one, which covers everything, moves the distributions.
         """
         outputs = inputs.student.outputs(seen.encoded.features, seen.encoded.views, seen.encoded.size)
-        with torch.autocast(seen.labels.device.type, enabled=False):
+        with inputs.full_precision():
             self._update(outputs[0].logits.detach().float(), seen)
             tables, rows = self._tables(seen), _rows(seen, inputs.student.num_classes)
             found = [

@@ -1,4 +1,4 @@
-"""Build a recipe from `recipe.name`; DACS, DAFormer, HRDA and MIC are lists of losses.
+"""Build a recipe from `recipe.name`; DACS, DAFormer, HRDA, MIC and OMUDA are lists of losses.
 
 - DACS: Tranheden et al., "DACS: Domain Adaptation via Cross-domain Mixed Sampling" (WACV 2021, arXiv 2007.08702).
 - DAFormer: Hoyer et al., "DAFormer: Improving Network Architectures and Training Strategies for Domain-Adaptive
@@ -7,6 +7,7 @@
   DAFormer's losses on a network that sees context and detail.
 - MIC: Hoyer et al., "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation" (CVPR 2023): DAFormer, or
   HRDA on such a network, with masked-image consistency.
+- OMUDA: Ou et al. (arXiv 2512.12303), of which only the abstract is public: a reading of it.
 
 Order and constants of a step are those of the DAFormer code base. Rare-class sampling and margins lie in the streams of
 crops (`rare_class` and `margins` of `adapters.sampling`); HRDA's context and detail lie in the network
@@ -30,7 +31,15 @@ from adapters.recipes.tent import Tent
 from adapters.recipes.terms import masked_image_term, mix_term, source_term
 from configs.plugins import RECIPES as PLUGINS
 from configs.plugins import load_plugin
-from configs.recipe import DacsSettings, GoldSettings, MicSettings, PluginSettings, RareClassSettings, RecipeBase
+from configs.recipe import (
+    DacsSettings,
+    GoldSettings,
+    MicSettings,
+    OmudaSettings,
+    PluginSettings,
+    RareClassSettings,
+    RecipeBase,
+)
 
 
 def dacs(inputs: RecipeInputs[DacsSettings]) -> SelfTraining:
@@ -66,6 +75,15 @@ def mic(inputs: RecipeInputs[MicSettings]) -> SelfTraining:
     return SelfTraining(inputs, with_added(inputs, [*_with_distance(inputs), *masked]))
 
 
+def omuda(inputs: RecipeInputs[OmudaSettings]) -> SelfTraining:
+    """Build a reading of OMUDA's abstract: DAFormer's losses, and the terms that its settings switch on.
+
+    Levels: context (complementary masks by region), class (class confidence), and, if a directory is set, feature
+    (foundation distance).
+    """
+    return daformer(inputs)
+
+
 def _with_distance(inputs: RecipeInputs[RareClassSettings]) -> list[Term]:
     if inputs.recipe.feature_distance_weight == 0.0 or inputs.reference is None:
         return [source_term, mix_term]
@@ -82,6 +100,7 @@ RECIPES: dict[str, Callable[[RecipeInputs[Any]], Recipe[RecipeBase]]] = {
     "daformer": daformer,
     "hrda": hrda,
     "mic": mic,
+    "omuda": omuda,
     "bn_statistics": BnStatistics,
     "tent": Tent,
     "cotta": Cotta,

@@ -36,7 +36,7 @@ LONGEST_PERIOD = 10000.0
 
 def kept_signal(times: Tensor, steps: int) -> Tensor:
     """Return alpha-bar of integer `times` (0 to `steps`), of the same shape, 1 to 0: the sigmoid schedule."""
-    first, last = torch.sigmoid(torch.tensor([START, END], device=times.device))
+    first, last = 1.0 / (1.0 + math.exp(-START)), 1.0 / (1.0 + math.exp(-END))
     kept: Tensor = (last - torch.sigmoid(times / steps * (END - START) + START)) / (last - first)
     return kept
 

@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from accelerate.accelerator import Accelerator
+from accelerate.utils.dataclasses import AutocastKwargs
 from torch import Tensor, nn
 
 from adapters.augmentation.augment import to_unit
@@ -80,6 +81,11 @@ class RecipeInputs(Generic[RecipeT_co]):
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of mixed precision as configured, for forward passes."""
         context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
+
+    def full_precision(self) -> AbstractContextManager[Any]:
+        """Return the context, inside that of mixed precision, of computations that need float32."""
+        context: AbstractContextManager[Any] = self.accelerator.autocast(AutocastKwargs(enabled=False))
         return context
 
 

@@ -7,7 +7,7 @@ from adaptation import missing, read_results
 from adaptation_arms import ARMS, STARTS, settings_of
 from adaptation_report import draw_curves, figure, mean_curve, paired_gain, table
 from adaptation_runs import Run
-from added_terms import TERMS
+from added_terms import PAIRS, TERMS
 from continual_report import continual_report, draw_drift, forgetting, mean_matrix, on_current
 
 
@@ -74,7 +74,7 @@ def test_drift_reads_the_diagonal_and_the_loss_of_day() -> None:
 
 def settings_of_terms(arm: str) -> set[str]:
     """Sections of `recipe.advanced` that the arm's term sets."""
-    return {name for term, added in TERMS.items() if arm.endswith(f"_{term}") for name in added.advanced}
+    return {name for term, added in (TERMS | PAIRS).items() if arm.endswith(f"_{term}") for name in added.advanced}
 
 
 @pytest.mark.parametrize("start", STARTS)

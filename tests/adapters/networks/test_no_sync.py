@@ -8,6 +8,7 @@ indexing with a mask). Random numbers come from the CPU, and their way to the de
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from adapters.rounds.optim import build_optimizer
 from adapters.sampling.streams import SourceBatch, TargetBatch
 from configs.mfm import MfmSettings
 from configs.network import Architecture, OptimSettings
+from tests.adapters.recipes.added_terms import TERMS, TOGETHER, with_encoder
 from tests.sections import recipe_settings, section
 
 CLASSES, CROP, META = 4, (64, 96), torch.device("meta")
@@ -83,7 +85,7 @@ def on_meta(network: SegmentationNetwork) -> SegmentationNetwork:
     return network
 
 
-def recipe_of(name: str, *, mfm: bool, network: str = "daformer") -> Recipe:
+def recipe_of(name: str, *, mfm: bool, network: str = "daformer", **terms: Any) -> Recipe:
     torch.set_num_threads(1)
     settings = NETWORKS[network].model_copy(update={"multi_resolution": name == "hrda"})
     student, frozen = (on_meta(build_network(settings, CLASSES)) for _ in range(2))
@@ -94,7 +96,7 @@ def recipe_of(name: str, *, mfm: bool, network: str = "daformer") -> Recipe:
             student=student,
             rebuilder=build_rebuilder(student, CROP, mfm_settings) if mfm else None,
             released=frozen.requires_grad_(False).eval(),
-            recipe=recipe_settings(name=name, **({} if test_time else AUGMENTED)),  # type: ignore[arg-type]
+            recipe=recipe_settings(name=name, **({} if test_time else AUGMENTED | terms)),  # type: ignore[arg-type]
             mfm=mfm_settings,
             class_names=tuple(f"class {index}" for index in range(CLASSES)),
             accelerator=Device(cpu=True),
@@ -132,6 +134,15 @@ def meta_as_a_gpu(monkeypatch) -> None:
     blur = sys.modules["kornia.filters.gaussian"]  # the package has a function of that name
     monkeypatch.setattr(blur, "_to_device_nonblocking", lambda value, device: value.to(device, non_blocking=True))
     monkeypatch.setattr(torch, "Generator", CpuGenerator)
+
+
+def test_no_term_that_can_be_added_needs_data_from_the_device(tmp_path: Path) -> None:
+    terms = with_encoder(TOGETHER, tmp_path)
+    terms["complementary"] = {**terms["complementary"], "by_region": True}
+    recipe = recipe_of("dacs", mfm=True, thing_classes=["class 1"], **terms)
+    copies = run_steps(recipe, batch(source=True))
+    assert not copies.waited, f"a GPU would be waited for: {copies.waited}"
+    assert set(recipe.modules()) == {"student", "teacher", "rebuilder", *TERMS} - {"complementary"}
 
 
 @pytest.mark.parametrize(("name", "mfm"), CASES)

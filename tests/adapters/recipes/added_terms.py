@@ -23,3 +23,8 @@ def with_encoder(terms: dict[str, Any], folder: Path) -> dict[str, Any]:
         return terms
     build_dinov2("dinov2_tiny", None, pyramid=False).model.save_pretrained(folder / "dinov2")
     return {**terms, "foundation": {**terms["foundation"], "directory": str(folder / "dinov2")}}
+
+
+def named(recipe: str, thing: str = "car") -> dict[str, Any]:
+    """Settings of `recipe`: its name, and for omuda, whose masks go by region, the name of a thing."""
+    return {"name": recipe, "thing_classes": [thing]} if recipe == "omuda" else {"name": recipe}

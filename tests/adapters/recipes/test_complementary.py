@@ -113,14 +113,13 @@ def test_things_and_stuff_are_drawn_separately() -> None:
 
 
 def test_regions_need_thing_classes_that_are_classes() -> None:
+    def settings(**recipe: object) -> Settings:
+        return Settings.model_validate({"classes": ["road", "car"], "watch": {"folder": "drop"}, "recipe": recipe})
+
     regions = {"complementary": {"enabled": True, "by_region": True}}
-    with pytest.raises(ValidationError, match="by_region: needs thing_classes"):
-        recipe_settings(advanced=regions)
-    with pytest.raises(ValidationError, match=r"recipe.thing_classes: no class 'cra'.*car"):
-        Settings.model_validate(
-            {
-                "classes": ["road", "car"],
-                "watch": {"folder": "drop"},
-                "recipe": {"name": "dacs", "thing_classes": ["cra"], "advanced": regions},
-            }
-        )
+    for recipe in ({"name": "dacs", "advanced": regions}, {"name": "omuda"}):
+        with pytest.raises(ValidationError, match=r"recipe.thing_classes: masks by region .* need the names"):
+            settings(**recipe)
+        with pytest.raises(ValidationError, match=r"recipe.thing_classes: no class 'cra'.*car"):
+            settings(**recipe, thing_classes=["cra"])
+        settings(**recipe, thing_classes=["car"])

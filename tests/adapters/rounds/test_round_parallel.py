@@ -17,7 +17,7 @@ from daemon.rounds.environment import round_environment
 from daemon.rounds.launch import launch_command
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
-from tests.adapters.recipes.added_terms import TERMS, TOGETHER, with_encoder
+from tests.adapters.recipes.added_terms import TERMS, TOGETHER, named, with_encoder
 from tests.adapters.rounds.forked_rounds import run_pair
 from tests.sections import recipe_settings
 
@@ -121,7 +121,7 @@ def test_two_processes_match_one_with_the_whole_batch(
     monkeypatch.setattr(daformer, "separable_conv", undilated)
     optim = {"learning_rate": 4e-5, "head_multiplier": 5.0, "advanced": {"warmup_steps": 0, "clip_norm": 1.0}}
     sections = {
-        "recipe": {"name": name, "threshold": 0.4, **({"advanced": terms} if terms else {})},
+        "recipe": {**named(name), "threshold": 0.4, **({"advanced": terms} if terms else {})},
         "mfm": {"enabled": mfm, "learning_rate": 2e-4},
         "network": {
             **({"name": "daformer"} if name == "gold" else {}),  # it needs one linear classifier

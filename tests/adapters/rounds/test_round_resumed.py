@@ -19,7 +19,7 @@ from daemon.rounds.environment import round_environment
 from daemon.rounds.launch import launch_command
 from storage import durable
 from storage.rounds.folder import RoundFolder
-from tests.adapters.recipes.added_terms import TERMS, TOGETHER, with_encoder
+from tests.adapters.recipes.added_terms import TERMS, TOGETHER, named, with_encoder
 from tests.adapters.rounds.forked_rounds import DEADLINE, fork, run_pair, wait
 from tests.sections import recipe_settings
 
@@ -50,7 +50,7 @@ LINEAR = {"name": "deeplabv3plus", "encoder": "resnet_tiny", "advanced": {"outpu
 def sections(name: str, mfm: bool, terms: dict | None = None, steps: int = 40, processes: int = 1) -> dict:
     """Settings of a round of tiny steps with dropout; `terms` stand in `recipe.advanced`."""
     return {
-        "recipe": {"name": name, "advanced": terms} if terms else {"name": name},
+        "recipe": {**named(name), "advanced": terms} if terms else named(name),
         "mfm": {"enabled": mfm},
         "network": {**(LINEAR if name == "gold" else {}), "multi_resolution": name == "hrda", "dropout": 0.2},
         "round": {

@@ -8,6 +8,7 @@ import torch
 from adapters.recipes.build import RECIPES
 from adapters.rounds.training import Training
 from tests.adapters.recipes.adaptation_steps import training_of
+from tests.adapters.recipes.added_terms import named
 
 
 def everything(training: Training) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, bool]]:
@@ -24,9 +25,7 @@ def everything(training: Training) -> tuple[dict[str, Any], dict[str, torch.Tens
 )
 def test_training_is_as_it_was_found(training_state, name: str) -> None:
     sections = {"network": {"multi_resolution": name == "hrda", "dropout": 0.2}}
-    training = training_of(
-        training_state, recipe={"name": name}, round={"crop_height": 32, "crop_width": 32}, **sections
-    )
+    training = training_of(training_state, recipe=named(name), round={"crop_height": 32, "crop_width": 32}, **sections)
     for _ in range(2):
         training.step(1.0)
     state, tensors, modes = everything(training)

@@ -45,8 +45,11 @@ def adapt(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
         from daemon.gate.suggestion import waiting_version
         from storage.rounds.folder import RoundStore
 
-        waiting = waiting_version(RoundStore(layout.rounds))
+        store = RoundStore(layout.rounds)
+        waiting = waiting_version(store)
         _print(verdict, waits=waiting is not None and waiting == verdict.version)
+        if verdict.decision != "accepted" and verdict.round in store.numbers():
+            _say_unsure(store.folder(verdict.round))
     if verdict.decision != "accepted":
         raise typer.Exit(ExitCode.NOT_ACCEPTED)
 
@@ -168,6 +171,14 @@ def _interrupted(folder: "RoundFolder | None", number: int) -> "DaemonError":
 def _show(show: "ShowProgress", progress: "Progress") -> None:
     facts = {**progress.losses, "kept": progress.kept_ratio, "agreement": progress.agreement}
     show(progress.phase, progress.step, progress.steps, facts)
+
+
+def _say_unsure(folder: "RoundFolder") -> None:
+    """Say so when a round learnt nothing from new images, which no check of its verdict tells."""
+    if folder.kept_ratio() == 0.0:
+        threshold = folder.spec().settings.get("recipe", {}).get("threshold")
+        what = "In its last steps no pixel of a new image was sure enough to learn from"
+        typer.echo(f"{what}: recipe.threshold is {threshold}. A lower one lets the round learn.")
 
 
 def _print(verdict: "Verdict", *, waits: bool) -> None:

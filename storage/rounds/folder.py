@@ -94,6 +94,11 @@ class RoundFolder:
         """Return the newest progress, read from the end of the file; None before the first."""
         return next(parsed(reversed(lines_of(self._progress, TAIL_BYTES)), Progress, self._progress), None)
 
+    def kept_ratio(self) -> float | None:
+        """Return the share of pseudo-label pixels that the newest steps learnt from (0-1); None if not known."""
+        lines = parsed(reversed(lines_of(self._progress, TAIL_BYTES)), Progress, self._progress)
+        return next((line.kept_ratio for line in lines if line.kept_ratio is not None), None)
+
     def seconds_left(self) -> float | None:
         """Return the time that training still takes at its pace since the newest start; None while that is unknown."""
         lines = list(parsed(lines_of(self._progress, TAIL_BYTES), Progress, self._progress))

@@ -113,6 +113,8 @@ def test_a_hub_id_to_masks_and_a_verdict(
         mask = np.asarray(Image.open(BytesIO(answer.content)))
         assert answer.headers["x-checkpoint-version"] == "1" and mask.shape == (48, 72) and mask.max() < len(names)
         assert httpx.get(f"{driven.url('serve')}/v1/classes").json()["classes"][-1]["name"] == names[-1]
-        to_a_verdict(driven, tmp_path)
+        said = to_a_verdict(driven, tmp_path)
+        assert ("recipe.threshold is 0.968" in said) == (driven.round(1).kept_ratio() == 0.0)
+        assert not first or "A lower one lets the round learn" in said, "150 classes of a drawn model: nothing is sure"
         assert "round 1" in driven.run_command("status").stdout
         assert driven.stop() == 0

@@ -1,15 +1,11 @@
 """Data sets as they are shipped: their own folders, file names and label formats, drawn small."""
 
-import struct
-import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from configs.class_list import load_class_list
@@ -17,6 +13,7 @@ from configs.settings import Settings
 from storage.layout import StateLayout
 from storage.source.labelled_import import import_labelled
 from storage.source.pairing import pair_labels
+from tests.sixteen_bits import SixteenBits
 
 SIZE = (32, 32)
 VOC = ["background", "aeroplane", "bicycle"]
@@ -39,21 +36,6 @@ def colored(*values: tuple[int, int, int]) -> Image.Image:
 
 def black_and_white_gif() -> Image.Image:
     return grey(0, 0, 0, 255).convert("P")
-
-
-@dataclass(frozen=True)
-class SixteenBits:
-    """A PNG of three channels of 16 bits, which Pillow does not write: ids, then numbers of objects, then nothing."""
-
-    ids: NDArray[np.uint16]
-
-    def save(self, path: Path) -> None:
-        pixels = np.stack([self.ids, np.arange(self.ids.size).reshape(self.ids.shape) * 257 % 65536, 0 * self.ids], -1)
-        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-        header = struct.pack(">IIBBBBB", *self.ids.shape[::-1], 16, 2, 0, 0, 0)
-        chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-        parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
 def sixteen_bits(*values: int) -> SixteenBits:

@@ -1,0 +1,272 @@
+"""The published tables on two drawn images of each data set, in its own layout: everything but the figures."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paper import main, report
+from paper_data import DATA_SETS, find_train, find_validation
+from paper_plan import Job, Lengths, Places, plan, target_names
+from paper_rows import ROWS, SUBSETS
+from paper_run import PaperFailed, ingest_target, mean_over
+from PIL import Image
+from transformers.models.resnet.configuration_resnet import ResNetConfig
+from transformers.models.resnet.modeling_resnet import ResNetModel
+from transformers.models.segformer.configuration_segformer import SegformerConfig
+from transformers.models.segformer.modeling_segformer import SegformerModel
+
+from adapters.networks.encoders.mit import MIT_SPECS
+from adapters.networks.encoders.resnet import RESNET_SPECS
+from configs.buffer import SourceSettings
+from configs.class_list import load_class_list
+from storage.buffer.frames import FrameBuffer
+from storage.layout import StateLayout
+from storage.media.bounded import DecodeLimits
+from storage.source.label_file import read_label
+from storage.source.label_map import LabelMap
+from tests.benchmarks.paper_folders import VALUES, draw_all, draw_gta, drawn_label
+
+LIMITS = DecodeLimits(max_bytes=10**6, max_pixels=10**6, seconds=10.0)
+SHORT = Lengths(steps=2, source_steps=1, tiny=True)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All data sets; tests that change one draw their own."""
+    data = tmp_path_factory.mktemp("data")
+    draw_all(data)
+    return data
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the tiny encoders, as `save_pretrained` writes them."""
+    folder, spec = tmp_path_factory.mktemp("weights"), RESNET_SPECS["resnet_tiny"]
+    sizes = {"num_attention_heads": [1, 2, 5, 8], "mlp_ratios": [4, 4, 4, 4], **MIT_SPECS["mit_tiny"]}
+    SegformerModel(SegformerConfig(**sizes)).save_pretrained(folder / "mit-tiny")
+    shape = {"embedding_size": spec.stem, "hidden_sizes": [*spec.widths], "depths": [*spec.depths]}
+    ResNetModel(ResNetConfig(layer_type="basic", **shape)).save_pretrained(folder / "resnet-tiny")
+    return folder
+
+
+def places(drawn: Path, tmp_path: Path) -> Places:
+    return Places(drawn, tmp_path / "weights", tmp_path / "work")
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_label_value_is_its_class(drawn: Path, tmp_path: Path, name: str) -> None:
+    """The product's import reads the files as they are shipped; the class of each value stands in the test."""
+    chosen = DATA_SETS[name]
+    classes = load_class_list(chosen.classes) if isinstance(chosen.classes, str) else chosen.classes
+    named = [(str(dict(entry)["name"]), (index, 0, 0)) for index, entry in enumerate(classes)]
+    found = [find_validation(drawn, name, tmp_path)] if chosen.validation else []
+    found += [find_train(drawn, name)] if name != "acdc" else []
+    for split in found:
+        label_map = LabelMap.of(SourceSettings.model_validate(split.settings()), named)
+        assert len(split.pairs) == (4 if name == "acdc" else 2)
+        for number, pair in enumerate(split.pairs):
+            wanted = np.vectorize(VALUES[name].__getitem__)(drawn_label(VALUES[name], number))
+            assert read_label(pair.label, label_map, LIMITS).classes.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("gta", "labels/{}.png", "labels/{}_labelTrainIds.png"),
+        ("synthia", "GT/LABELS/{}.png", "GT/LABELS/{}_labelTrainIds.png"),
+        ("cityscapes", "gtFine/train/{}_gtFine_labelIds.png", "gtFine/train/{}_gtFine_labelTrainIds.png"),
+    ],
+)
+def test_labels_that_were_converted_are_found_too(tmp_path: Path, name: str, old: str, new: str) -> None:
+    draw_all(tmp_path)
+    folder = tmp_path / DATA_SETS[name].folder
+    for pair in find_train(tmp_path, name).pairs:
+        stem = pair.name.removesuffix(".png").removesuffix("_leftImg8bit")
+        assert pair.label == folder / old.format(stem)
+        pair.label.rename(folder / new.format(stem))
+    found = find_train(tmp_path, name)
+    assert found.source["label_suffix"].endswith("_labelTrainIds") and "label_format" not in found.source
+
+
+def test_target_images_are_those_of_the_training_split(drawn: Path, tmp_path: Path) -> None:
+    for key, wanted in (("gta-dacs", 2), ("acdc-daformer", 4), ("refuge-dacs", 2)):
+        watch = Job(places(drawn, tmp_path), key, "mfm", 0, SHORT).settings.watch
+        names = target_names(watch)
+        assert len(names) == wanted and not any("/val/" in name or "_ref" in name or "/test/" in name for name in names)
+
+
+def test_every_row_is_a_configuration_of_the_product(drawn: Path, tmp_path: Path) -> None:
+    for key, row in ROWS.items():
+        for arm in row.arms():
+            settings = Job(places(drawn, tmp_path), key, arm, 0, Lengths()).settings
+            assert settings.mfm.enabled == (arm == "mfm") and settings.recipe.name in row.method.lower().replace(
+                "(", ""
+            )
+            assert (settings.round.steps, settings.round.batch_size, settings.pretrain.steps) == (40_000, 2, 1)
+            high = "HRDA" in row.method
+            assert settings.network.multi_resolution == high and settings.round.crop_height == (1024 if high else 512)
+            assert settings.buffer.height == (540 if row.target == "acdc" else 512) * (2 if high else 1)
+            margins = settings.recipe.margin_top + settings.recipe.margin_bottom
+            assert (margins > 0) == (settings.recipe.name != "dacs" and row.target == "cityscapes")
+            assert settings.recipe.advanced.dida.enabled == (arm == "dida")
+            assert settings.recipe.advanced.blda.enabled == (arm == "blda")
+            assert getattr(settings.recipe, "masked_image_weight", 0.0) == (settings.recipe.name == "mic")
+
+
+def test_weights_have_the_names_of_the_hub(drawn: Path, tmp_path: Path) -> None:
+    def name_of(key: str, lengths: Lengths) -> str:
+        return Job(places(drawn, tmp_path), key, "mfm", 0, lengths).weights.name
+
+    assert [name_of(key, Lengths()) for key in ("gta-dacs", "gta-dacs-r50", "gta-hrda", "gta-mic-b3")] == [
+        "resnet-101", "resnet-50", "mit-b5", "mit-b3",
+    ]  # fmt: skip
+    assert [name_of(key, SHORT) for key in ("gta-dacs", "gta-hrda")] == ["resnet-tiny", "mit-tiny"]
+
+
+@pytest.mark.parametrize(("source", "classes", "wanted"), [("gta", "19", 2.25), ("synthia", "16", 2.825)])
+def test_mean_gains_of_mfm_are_those_of_the_abstract(source: str, classes: str, wanted: float) -> None:
+    """The abstract says +2.3 and +2.8 over four baselines."""
+    rows = [ROWS[f"{source}-{name}"] for name in ("dacs", "daformer", "hrda", "mic")]
+    gains = [(row.figure("mfm", classes).miou or 0.0) - (row.figure("plain", classes).miou or 0.0) for row in rows]
+    assert np.mean(gains) == pytest.approx(wanted)
+
+
+def test_a_mean_leaves_out_the_classes_that_the_source_lacks() -> None:
+    names = [str(entry["name"]) for entry in load_class_list("cityscapes")]
+    assert [19 - len(SUBSETS[name]) for name in ("19", "16", "13")] == [19, 16, 13]
+    assert set(SUBSETS["13"]) <= set(names)
+    iou = dict.fromkeys(names, 0.5) | {"terrain": 0.0, "truck": 0.0, "train": 0.0, "wall": 0.1, "bus": None}
+    assert mean_over(iou, SUBSETS["16"]) == pytest.approx((14 * 0.5 + 0.1) / 15)
+    assert mean_over(iou, SUBSETS["13"]) == pytest.approx(0.5)
+
+
+def test_the_table_compares_ours_with_the_published_figure(drawn: Path, tmp_path: Path) -> None:
+    jobs = plan(places(drawn, tmp_path), ["synthia-dacs"], ["plain", "mfm"], [0, 1], Lengths())
+    results = [
+        {"key": job.digest(), "student": {"16": 0.5 + job.seed / 50, "13": 0.6}, "served": {"16": 0.4, "13": 0.6}}
+        for job in jobs
+        if job.arm == "mfm"
+    ]
+    lines = report(jobs, results).splitlines()
+    assert [line.split(" | ")[4:10] for line in lines if line.startswith("| synthia-dacs")] == [
+        ["16", "55.8", "51.0 ± 1.4", "-4.8", "40.0", "2"],
+        ["13", "not found", "60.0 ± 0.0", "-", "60.0", "2"],
+    ]
+    assert lines[0].startswith("| row") and lines[-1].startswith("- synthia-dacs: 48.3 is DACS's own code")
+    shortened = plan(places(drawn, tmp_path), ["synthia-dacs"], ["mfm"], [0], Lengths(steps=500))
+    assert report(shortened, []).startswith("**Not a published run: 500 steps.**")
+
+
+def test_a_row_runs_through_the_product(
+    drawn: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(drawn), str(weights), "--work", str(tmp_path), "--rows", "gta-dacs", "--arms", "mfm"]
+    command += ["--steps", "2", "--tiny"]
+    assert main([*command, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "gta-dacs mfm 0: GTA -> Cityscapes, DACS + MFM" in told and "Cityscapes: 2 target images, 2 scored" in told
+    assert not (tmp_path / "starts").exists()
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    [line] = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert (line["row"], line["arm"], line["seed"], line["steps"], line["images"]) == ("gta-dacs", "mfm", 0, 2, 2)
+    assert 0.0 <= line["student"]["19"] <= 1.0 and len(line["student_iou"]) == 19
+    assert "| DACS + MFM | DeepLabV2, ResNet-101 | 19 | 55.9 |" in table
+    state = next((tmp_path / "starts").iterdir())
+    with FrameBuffer.open(
+        StateLayout(state), Job(places(drawn, tmp_path), "gta-dacs", "mfm", 0, SHORT).settings.buffer, writable=False
+    ) as buffer:
+        assert [record.holdout for record in buffer.records()] == [False, False]
+    assert main(command) == 0, "a finished run is not run again"
+    assert capsys.readouterr().out == table and len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+
+
+NIGHTLY = [(key, "mfm" if "mfm" in row.arms() else "plain") for key, row in ROWS.items() if key != "gta-dacs"]
+NIGHTLY += [("gta-daformer", arm) for arm in ("plain", "dida", "blda")]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("key", "arm"), NIGHTLY)
+def test_every_row_runs(drawn: Path, weights: Path, tmp_path: Path, key: str, arm: str) -> None:
+    command = [str(drawn), str(weights), "--work", str(tmp_path), "--rows", key, "--arms", arm]
+    assert main([*command, "--steps", "2", "--tiny"]) == 0
+    [line] = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert list(line["student"]) == ROWS[key].classes() and line["images"] == (4 if key.startswith("acdc") else 2)
+
+
+@pytest.mark.nightly
+def test_arms_and_seeds_share_a_start(drawn: Path, weights: Path, tmp_path: Path) -> None:
+    command = [str(drawn), str(weights), "--work", str(tmp_path), "--rows", "gta-dacs", "--steps", "2", "--tiny"]
+    assert main([*command, "--seeds", "0", "1"]) == 0
+    assert len(list((tmp_path / "starts").iterdir())) == 1
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [(line["arm"], line["seed"]) for line in lines] == [
+        (arm, seed) for arm in ("plain", "mfm") for seed in (0, 1)
+    ]
+    (tmp_path / "results.jsonl").write_text("")
+    assert main([*command, "--arms", "mfm", "--seeds", "1"]) == 0
+    again = json.loads((tmp_path / "results.jsonl").read_text())
+    assert again["student_iou"] == lines[3]["student_iou"], "whatever ran before it"
+
+
+def refused(given: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command line, which must refuse before anything starts; return what it says."""
+    assert main([*given, "--work", str(tmp_path / "work"), "--rows", "gta-dacs", "--steps", "2", "--tiny"]) == 2
+    assert not (tmp_path / "work" / "starts").exists()
+    return capsys.readouterr().err
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, weights = tmp_path / "data", tmp_path / "weights"
+    draw_gta(data)
+    told = refused([str(data), str(weights), "--dry-run"], tmp_path, capsys)
+    for folder in ("leftImg8bit/val", "gtFine/val", "leftImg8bit/train"):
+        assert f"{data}/cityscapes/{folder}: no such folder of Cityscapes" in told
+    assert f"{weights}/resnet-tiny: no such directory of weights; save the ImageNet weights of resnet_tiny" in told
+    assert str(data / "gta") not in told
+
+
+def test_wrong_files_are_named_before_anything_starts(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    draw_all(data)
+    given = [str(data), str(weights)]
+    label = data / "gta/labels/00002.png"
+    kept = label.read_bytes()
+    label.unlink()
+    assert f"{data}/gta/images/00002.png: no label 00002.png below {data}/gta/labels" in refused(
+        given, tmp_path, capsys
+    )
+    Image.fromarray(np.full((36, 64), 35, np.uint8)).save(label)
+    assert f"{label}: label value 35 at row 0, column 0 is no class" in refused(given, tmp_path, capsys)
+    Image.fromarray(np.full((36, 60), 7, np.uint8)).save(label)
+    assert f"{label}: (60, 36) pixels, its image {data}/gta/images/00002.png has (64, 36)" in refused(
+        given, tmp_path, capsys
+    )
+    label.write_bytes(kept)
+    broken = tmp_path / "broken"
+    shutil.copytree(weights, broken)
+    (broken / "resnet-tiny" / "model.safetensors").write_bytes(b"")
+    told = refused([str(data), str(broken)], tmp_path, capsys)
+    assert f"{broken}/resnet-tiny/model.safetensors: empty (0 bytes)" in told
+    shutil.rmtree(broken / "resnet-tiny")
+    shutil.copytree(weights / "mit-tiny", broken / "resnet-tiny")
+    assert f"{broken}/resnet-tiny" in refused([str(data), str(broken)], tmp_path, capsys)
+
+
+def test_a_target_image_that_is_not_taken_ends_the_run(weights: Path, tmp_path: Path) -> None:
+    draw_all(tmp_path)
+    image = next((tmp_path / "cityscapes/leftImg8bit/train").rglob("*.png"))
+    image.write_bytes(image.read_bytes()[:200])
+    settings = Job(places(tmp_path, tmp_path), "gta-dacs", "mfm", 0, SHORT).settings
+    layout = StateLayout(settings.state)
+    layout.create()
+    with (
+        FrameBuffer.open(layout, settings.buffer, writable=True) as buffer,
+        pytest.raises(PaperFailed, match=r"images were not taken: \{'truncated': 1\}"),
+    ):
+        ingest_target(settings, buffer)

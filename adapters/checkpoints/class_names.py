@@ -65,7 +65,8 @@ def _listed(names: Sequence[str]) -> str:
 def names_of(hf_config: dict[str, Any]) -> list[str] | None:
     """Return the class names of a config.json by index; None when it gives none, or only numbers (LABEL_0).
 
-    Raises UnsupportedModel when it does not number its classes 0, 1, 2, ..., or when a name is no text.
+    Raises UnsupportedModel when it does not number its classes 0, 1, 2, ..., when a name is no text, or when num_labels
+    is another number.
     """
     labels = hf_config.get("id2label")
     if isinstance(labels, list):
@@ -77,11 +78,20 @@ def names_of(hf_config: dict[str, Any]) -> list[str] | None:
     by_index = {int(key): labels[key] for key in labels}
     gaps = sorted(set(range(len(labels))) - by_index.keys())
     if gaps:
-        raise UnsupportedModel(f"config.json: id2label has {len(labels)} entries, but none for class {gaps[0]}")
+        raise UnsupportedModel(
+            f"config.json: id2label has {len(labels)} entries, but none for class {gaps[0]}; number them 0, 1, 2, ..."
+        )
     for index, name in sorted(by_index.items()):
         if isinstance(name, bool) or not isinstance(name, (str, int)):
             raise UnsupportedModel(
                 f"config.json: id2label gives class {index} the name {json.dumps(name)}; text is needed"
             )
     names = [str(by_index[index]) for index in range(len(labels))]
-    return None if all(_GENERIC.fullmatch(plain_name(name)) for name in names) else names
+    if all(_GENERIC.fullmatch(plain_name(name)) for name in names):
+        return None
+    count = hf_config.get("num_labels", len(labels))
+    if count != len(labels):
+        raise UnsupportedModel(
+            f"config.json: num_labels is {count!r}, id2label names {len(labels)} classes; correct one"
+        )
+    return names

@@ -98,7 +98,10 @@ def _from_directory(
     check_classes(hf_config, names, by_position=by_position, note=note)
     preprocessor = read_preprocessor(path)
     if preprocessor is None:
-        note(f"{path} has no preprocessor_config.json; pixels are scaled with the mean and deviation of ImageNet")
+        note(
+            f"{path} has no preprocessor_config.json, and no processor_config.json with an image_processor; pixels are "
+            "scaled with the mean and deviation of ImageNet"
+        )
     scaling_of(preprocessor)
     for text in input_notes(preprocessor, settings):
         note(text)

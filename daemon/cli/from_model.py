@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from adapters.checkpoints.hub import Located
     from adapters.checkpoints.model_facts import ModelFacts
 
+LEAST_CLASSES, MOST_CLASSES = 2, 255
+"""What `classes` takes."""
 _WIDTH = 110
 """Columns of a line of class names."""
 
@@ -57,6 +59,12 @@ def _with_classes(text: str, facts: "ModelFacts") -> str:
             "config.json does not name the classes of the model; give their names in its order: --classes road,car"
         )
     names = [" ".join(name.split()) for name in facts.names]
+    if not LEAST_CLASSES <= len(names) <= MOST_CLASSES:
+        alone = "; a model of one class answers by a threshold, which mfmd does not read" if len(names) == 1 else ""
+        raise UnsupportedModel(
+            f"config.json: the model has {len(names)} classes; at least {LEAST_CLASSES} and at most {MOST_CLASSES} can "
+            f"be told apart in a mask{alone}"
+        )
     if odd := [name for name in names if not name or names.count(name) > 1]:
         raise UnsupportedModel(
             f"config.json: id2label gives {names.count(odd[0])} classes the name {odd[0]!r}; give names that differ, "

@@ -47,6 +47,11 @@ _MOST = 40
 ReportOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for the report and the picture.", **PATH)
 ]
+NO_SIZE = (
+    "warning: the model's files name no size that frames can have; if it was trained at another one, set buffer.height "
+    "and buffer.width, then `mfmd import` it again and promote that version"
+)
+"""Said of a model whose processor makes no frames."""
 
 
 def init(
@@ -92,6 +97,8 @@ def init(
     typer.echo(_say_classes(settings, chosen=(classes or preset or from_model) is not None))
     if version is not None:
         typer.echo(f"Frames: {settings.buffer.height}x{settings.buffer.width} (height x width).")
+        if model is not None and not model.facts.buffer:
+            typer.echo(NO_SIZE, err=True)
         reason, option = f"imported from {from_model}", config_option(config)
         release_first(settings, version, by="import", reason=reason, as_json=False, option=option)
     show_survey(settings)

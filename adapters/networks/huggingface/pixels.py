@@ -117,7 +117,10 @@ def _triple(preprocessor: dict[str, Any], key: str, default: Triple | None) -> T
     if isinstance(value, (int, float)):
         value = (value,) * 3
     if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(_number(x) for x in value):
-        raise UnsupportedModel(f"preprocessor_config.json: {key} is {value}; three numbers are needed, one a channel")
+        known = "" if default else f"; {processor_name(preprocessor) or 'a file without a name'} has no known default"
+        raise UnsupportedModel(
+            f"preprocessor_config.json: {key} is {value}; three numbers are needed, one a channel{known}"
+        )
     if key == "image_std" and min(value) <= 0:
         raise UnsupportedModel(f"preprocessor_config.json: {key} is {value}; a deviation is above 0")
     return float(value[0]), float(value[1]), float(value[2])

@@ -93,7 +93,7 @@ def test_keys_may_be_numbers_or_text_in_any_order() -> None:
     [
         ({"a": "sky"}, "class numbers"),
         ("sky", "class numbers"),
-        ({"0": "sky", "2": "road"}, "none for class 1"),
+        ({"0": "sky", "2": "road"}, "none for class 1; number them 0, 1, 2"),
         ({"1": "sky", "2": "road"}, "none for class 0"),
         ({"0": "sky", "00": "road"}, "none for class 1"),
         ({"0": "sky", "1": None}, "gives class 1 the name null; text"),

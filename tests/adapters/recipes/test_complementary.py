@@ -8,14 +8,11 @@ from torch.nn import functional as F
 from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.recipes.complementary import thing_pixels
 from adapters.recipes.self_training import SelfTraining
-from configs.recipe import RECIPES
 from configs.settings import Settings
 from tests.adapters.recipes.recipe_steps import CROP, batch, gradients, inputs_of, network, recipe_of
 from tests.sections import recipe_settings
 
 ON = {"complementary": {"enabled": True}}
-TEACHING = [name for name, recipe in RECIPES.items() if not recipe.test_time and name not in ("plugin", "hrda")]
-"""Recipes with a teacher, on a network with one view."""
 
 
 def seen_by(recipe: SelfTraining) -> list[torch.Tensor]:
@@ -82,19 +79,6 @@ def test_both_weights_are_factors_and_the_distance_alone_gives_a_gradient() -> N
     for once, twice in zip(found[1][1], found[2][1], strict=True):
         torch.testing.assert_close(2 * once, twice, rtol=1e-3, atol=1e-6)
     assert sum(bool(gradient.any()) for gradient in found[1][1]) > 10
-
-
-@pytest.mark.parametrize(
-    ("name", "mfm"),
-    [pytest.param(name, mfm, marks=() if mfm and name == "mic" else pytest.mark.nightly)
-     for name in TEACHING for mfm in (False, True)],
-)  # fmt: skip
-def test_any_recipe_takes_it_and_its_other_losses_stay(name: str, mfm: bool) -> None:
-    plain = recipe_of(network(), name=name, mfm=mfm).step(batch()).losses
-    added = recipe_of(network(), name=name, mfm=mfm, **ON).step(batch()).losses
-    expected = [*(key for key in plain if key != "mfm"), "complementary", "complementary_distance"]
-    assert list(added) == [*expected, *(["mfm"] if mfm else [])]
-    assert all(torch.equal(added[key], plain[key]) for key in plain if key != "mfm")
 
 
 def test_things_and_stuff_are_drawn_separately() -> None:

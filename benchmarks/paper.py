@@ -22,9 +22,13 @@ from adaptation import read_results
 from paper_data import DATA_SETS
 from paper_plan import Job, Lengths, Places, missing, plan, target_names
 from paper_rows import ARMS, ROWS, STEPS, Row
-from paper_run import execute
+from paper_run import PaperFailed, execute
 
+from adapters.errors import AdapterError
 from configs.watch import WatchSettings
+from daemon.errors import DaemonError
+from daemon.rounds.runner import RoundSuspended
+from storage.errors import StorageError
 
 SHOWN = 40
 """Most problems that are printed."""
@@ -49,7 +53,10 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0 when all ran, 2 when something is missing and nothing was started."""
+    """Run the command line; return 0 when all ran.
+
+    Return 1 after an error, 2 when something is missing and nothing was started, 130 after Ctrl-C.
+    """
     options = arguments_of(given)
     places = Places(options.data.absolute(), options.weights.absolute(), options.work.absolute())
     lengths = Lengths(options.steps, options.source_steps, options.tiny)
@@ -60,9 +67,15 @@ def main(given: Sequence[str] | None = None) -> int:
     if problems:
         print("\n".join(["", "Missing or wrong; nothing was started:", *shortened(problems)]), file=sys.stderr)
         return 2
-    if not options.dry_run:
+    if options.dry_run:
+        return 0
+    try:
         run_missing(jobs, places.work / "results.jsonl")
-        print(report(jobs, read_results(places.work / "results.jsonl")))
+    except (PaperFailed, AdapterError, DaemonError, StorageError) as error:
+        stopped = isinstance(error, RoundSuspended)
+        print(f"stopped; repeat the command to resume: {error}" if stopped else f"error: {error}", file=sys.stderr)
+        return 130 if stopped else 1
+    print(report(jobs, read_results(places.work / "results.jsonl")))
     return 0
 
 

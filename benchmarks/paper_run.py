@@ -4,6 +4,7 @@ The start is made once for all runs that share it: source images imported, one v
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from paper_plan import Job, target_names
 from paper_rows import SUBSETS
 
 from adapters.checkpoints.importing import import_checkpoint
-from adapters.rounds.source_training import pretrain
+from adapters.rounds.source_training import PretrainProgress, pretrain
 from adapters.scoring.evaluation import Evaluation, evaluate_folder
 from configs.settings import Settings
+from daemon.cli.output import ShowProgress, live_progress
 from daemon.gate.moves import promote, release
 from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
@@ -27,9 +29,11 @@ from storage.directory.format import begin
 from storage.directory.upgrade import prepare
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
-from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.folder import RoundFolder
+from storage.rounds.records import Progress
 
 START_VERSION = 1
+START = "the start of every run"
 SEEDS_APART = 1_000_000
 """A round adds its number to its seed; with this the sum is the same whatever was run before in the state directory."""
 
@@ -39,36 +43,64 @@ class PaperFailed(Exception):
 
 
 def execute(job: Job) -> dict[str, Any]:
-    """Run one job and return its line of results. Raises PaperFailed, and what the parts of the product raise."""
+    """Run one job and return its line of results.
+
+    Raises PaperFailed, RoundSuspended after SIGINT or SIGTERM, and the errors of the product.
+    """
     began, settings = time.monotonic(), job.settings
     layout = StateLayout(settings.state)
     begin(layout)
-    with layout.lock(), stop_event() as stop:
+    with layout.lock(), stop_event() as stop, live_progress() as show:
         prepare(layout)
         registry = CheckpointRegistry(layout.checkpoints)
         if not registry.versions():
-            release(registry, pretrain(settings).version, "paper", "the start of every run")
+
+            def on_source(done: PretrainProgress) -> None:
+                show(done.phase, done.step, done.steps, {"loss": done.loss})
+
+            release(registry, pretrain(settings, on_source).version, "paper", START)
         with FrameBuffer.open(layout, settings.buffer, writable=True) as buffer:
-            interrupted = recover(settings, buffer, registry)
-            ingest_target(settings, buffer)
-            if registry.serving_version() != START_VERSION:
-                promote(registry, START_VERSION, by="paper", reason="the start of every run")
-            store = RoundStore(layout.rounds)
-            number = interrupted or store.next_number()
-            context = RoundContext(_seeded(settings, job.seed, number), buffer, registry, stop)
-            if interrupted is None:
-                verdict = launch_round(context, "manual")
-            else:
-                _check_same(store.folder(number), context.settings)
-                verdict = continue_round(context, number)
-        if stop.is_set():
-            raise KeyboardInterrupt
-    folder = RoundStore(layout.rounds).folder(number)
-    if verdict.version is None:
-        raise PaperFailed(f"{job.title}: round {number} made no version: {verdict.reason}; see {folder.log}")
+            context = RoundContext(settings, buffer, registry, stop, lambda now: _show(show, now), suspends=True)
+            folder = _round(job, context)
+    verdict = folder.verdict()
+    if verdict is None or verdict.version is None:
+        raise PaperFailed(f"{job.title}: {folder.path}: no version was made; see verdict.json and {folder.log}")
     student = import_checkpoint(_student(folder, settings), settings, registry).version
     line = {"served": _scored(job, verdict.version), "student": _scored(job, student)}
     return _line(job, line) | {"served_is": verdict.candidate, "seconds": time.monotonic() - began}
+
+
+def _round(job: Job, context: RoundContext) -> RoundFolder:
+    """Return the round of a job: the last one, if that was done and not yet scored; else resume it, or run it now."""
+    settings, registry, store = context.settings, context.registry, context.store
+    interrupted = recover(settings, context.buffer, registry)
+    last = store.latest()
+    if last is not None and interrupted is None and _is_of(last, job) and last.saved_step == settings.round.steps:
+        return last
+    ingest_target(settings, context.buffer)
+    if registry.serving_version() != START_VERSION:
+        promote(registry, START_VERSION, by="paper", reason=START)
+    number = interrupted or store.next_number()
+    context = replace(context, settings=_seeded(settings, job.seed, number))
+    if interrupted is None:
+        launch_round(context, "manual")
+    elif _is_of(store.folder(number), job):
+        continue_round(context, number)
+    else:
+        raise PaperFailed(
+            f"{store.folder(number).path}: a round of other settings was interrupted; repeat the command that "
+            f"began it, or remove {settings.state}"
+        )
+    return store.folder(number)
+
+
+def _is_of(folder: RoundFolder, job: Job) -> bool:
+    """Return whether a round has the settings and the seed of a job."""
+    return folder.spec().settings == _seeded(job.settings, job.seed, folder.number).model_dump(mode="json")
+
+
+def _show(show: ShowProgress, now: Progress) -> None:
+    show(now.phase, now.step, now.steps, now.losses)
 
 
 def ingest_target(settings: Settings, buffer: FrameBuffer) -> None:
@@ -92,14 +124,6 @@ def _seeded(settings: Settings, seed: int, number: int) -> Settings:
     """Return settings under which round `number` draws as every round of this seed."""
     advanced = settings.round.advanced.model_copy(update={"seed": SEEDS_APART * (seed + 1) - number})
     return settings.model_copy(update={"round": settings.round.model_copy(update={"advanced": advanced})})
-
-
-def _check_same(folder: RoundFolder, settings: Settings) -> None:
-    if folder.spec().settings != settings.model_dump(mode="json"):
-        raise PaperFailed(
-            f"{folder.path}: a round of other settings was interrupted; run the command that began it, or remove "
-            f"{settings.state}"
-        )
 
 
 def _student(folder: RoundFolder, settings: Settings) -> Path:

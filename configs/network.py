@@ -9,12 +9,16 @@ from pydantic_core import PydanticCustomError
 from configs.errors import nearest
 from configs.section import ConfigPath, Fraction, NotNegative, Positive, PositiveInt, Section, bare_no
 
-TrainedName = Literal["daformer", "deeplabv2", "deeplabv3plus", "unet"]
-NetworkName = Literal["daformer", "deeplabv2", "deeplabv3plus", "unet", "huggingface"]
+TrainedName = Literal["daformer", "deeplabv2", "deeplabv3plus", "unet", "light", "pyramid"]
+NetworkName = Literal["daformer", "deeplabv2", "deeplabv3plus", "unet", "light", "pyramid", "huggingface"]
 EncoderName = Literal[
     "mit_tiny", "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5",
     "resnet_tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
     "dinov2_tiny", "dinov2_small", "dinov2_base", "dinov2_large",
+    "dinov2_adapter_tiny", "dinov2_adapter_small", "dinov2_adapter_base", "dinov2_adapter_large",
+    "dinov3_tiny", "dinov3_small", "dinov3_base", "dinov3_large",
+    "dinov3_adapter_tiny", "dinov3_adapter_small", "dinov3_adapter_base", "dinov3_adapter_large",
+    "dinov3_convnext_tiny", "dinov3_convnext_t", "dinov3_convnext_s", "dinov3_convnext_b", "dinov3_convnext_l",
     "unet_tiny", "unet_small", "unet_base",
 ]  # fmt: skip
 
@@ -53,14 +57,14 @@ class _Layers(Section):
     """What an operator's network and the one in a manifest have in common."""
 
     name: Annotated[str, AfterValidator(_is_known)] = "daformer"
-    """Decoder: DAFormer head, DeepLabV2 (dlv2red), DeepLabV3+ or U-Net."""
+    """Decoder: DAFormer head, DeepLabV2 (dlv2red), DeepLabV3+, U-Net, VFM-UDA's light head or VFM-UDA++'s pyramid."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of your own network's callable, beside `num_classes`."""
     encoder: EncoderName = "mit_b0"
-    """Encoder: MiT or DINOv2 for daformer, ResNet for the DeepLabs, DINOv2 also for deeplabv2, unet_* for unet.
-    `*_tiny` are for small CPUs."""
+    """Encoder: MiT, DINO, adapters or ConvNeXt for daformer, ResNet for the DeepLabs, DINO also for deeplabv2, unet_*
+    for unet, DINO for light, adapters or ConvNeXt for pyramid. `*_tiny` are for small CPUs."""
     channels: PositiveInt = 256
-    """Width of the decoder (channels); the papers use 256."""
+    """Width of the decoder (channels); the papers use 256. Those of light and pyramid follow the encoder."""
     dropout: Fraction = 0.1
     """Dropout before the classifier, in decoders that have one (0-1)."""
     pretrained: ConfigPath | None = None
@@ -93,8 +97,9 @@ class NetworkSettings(_Layers):
         AfterValidator(_is_trained_here),
         WithJsonSchema({"anyOf": [{"enum": list(get_args(TrainedName))}, {"type": "string"}]}),
     ] = "daformer"
-    """Decoder: DAFormer head, DeepLabV2 (dlv2red), DeepLabV3+ or U-Net. `package.module:callable` is a network of your
-    own; mfmd runs that package's code. `mfmd import` takes Hugging Face models."""
+    """Decoder: DAFormer head, DeepLabV2 (dlv2red), DeepLabV3+, U-Net, VFM-UDA's light head or VFM-UDA++'s pyramid.
+    `package.module:callable` is a network of your own; mfmd runs that package's code. `mfmd import` takes Hugging Face
+    models."""
     advanced: NetworkAdvanced = NetworkAdvanced()
 
     @model_validator(mode="after")

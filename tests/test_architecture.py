@@ -202,7 +202,7 @@ def test_only_encoders_that_are_built_of_it_import_transformers_on_load() -> Non
     loading = {
         name for name in SOURCES for _, imported in _imports_on_load(_tree(name)) if imported.startswith("transformers")
     }
-    assert loading == {f"adapters/networks/encoders/{encoder}.py" for encoder in ("dinov2", "mit")}
+    assert loading == {f"adapters/networks/encoders/{encoder}.py" for encoder in ("dinov2", "dinov3", "mit")}
 
 
 def test_command_files_import_late() -> None:

@@ -9,6 +9,7 @@ from adapters.errors import NetworkMismatch
 from adapters.networks.contract import check_contract
 from adapters.networks.decoders import daformer, deeplab
 from adapters.networks.decoders.unet import UnetHead
+from adapters.networks.decoders.vfm import LightHead, PyramidHead
 from adapters.networks.encoders.unet import UnetEncoder
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.networks.network import SegmentationNetwork
@@ -17,13 +18,20 @@ from adapters.networks.source_digest import source_digest
 from configs.network import Architecture, is_own
 
 ENCODER_FAMILIES = {
-    "daformer": ("mit", "dinov2"),
-    "deeplabv2": ("resnet", "dinov2"),
+    "daformer": ("mit", "dinov2", "dinov3", "dinov2_adapter", "dinov3_adapter", "dinov3_convnext"),
+    "deeplabv2": ("resnet", "dinov2", "dinov3"),
     "deeplabv3plus": ("resnet",),
     "unet": ("unet",),
+    "light": ("dinov2", "dinov3"),
+    "pyramid": ("dinov2_adapter", "dinov3_adapter", "dinov3_convnext"),
 }
 """Encoders that each decoder can read: DAFormer needs four levels, DeepLabV2 one, DeepLabV3+ the deepest map and stride
-4, U-Net one at full size."""
+4, U-Net one at full size, the light head a ViT's tokens, the pyramid head four levels that double in size."""
+
+
+def family_of(encoder: str) -> str:
+    """Return the family of `encoder`: its name without the size, `resnet` of `resnet50`."""
+    return encoder.rpartition("_")[0] or encoder.rstrip("0123456789")
 
 
 def build_network(settings: Architecture, num_classes: int) -> SegmentationNetwork:
@@ -40,6 +48,8 @@ def build_network(settings: Architecture, num_classes: int) -> SegmentationNetwo
         "deeplabv2": _deeplabv2,
         "deeplabv3plus": _deeplabv3plus,
         "unet": _unet,
+        "light": _light,
+        "pyramid": _pyramid,
         "huggingface": _huggingface,
     }
     network = (build_own if is_own(settings.name) else builders[settings.name])(settings, num_classes)
@@ -70,43 +80,80 @@ def _check_pair(settings: Architecture) -> None:
     if settings.name == "huggingface" or is_own(settings.name):
         return
     families = ENCODER_FAMILIES[settings.name]
-    if not settings.encoder.startswith(families):
-        fitting = [decoder for decoder, known in ENCODER_FAMILIES.items() if settings.encoder.startswith(known)]
+    if (family := family_of(settings.encoder)) not in families:
+        fitting = [decoder for decoder, known in ENCODER_FAMILIES.items() if family in known]
         raise NetworkMismatch(
             f"network: decoder {settings.name!r} does not fit encoder {settings.encoder!r}: it takes encoders "
-            f"{' and '.join(families)}; {settings.encoder} fits {' and '.join(fitting)}"
+            f"{_either(families)}; {settings.encoder} fits {_either(fitting)}"
         )
     if settings.hf_config is not None or settings.hf_preprocessor is not None:
         raise NetworkMismatch(f"network: hf_config and hf_preprocessor belong to 'huggingface', not {settings.name!r}")
 
 
+def _either(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _four_levels(settings: Architecture) -> Any:
+    """Build an encoder of four levels; transformers is imported only by those that need it."""
+    name, pretrained = settings.encoder, settings.pretrained
+    match family_of(name):
+        case "mit":
+            from adapters.networks.encoders.mit import build_mit
+
+            return build_mit(name, pretrained)
+        case "dinov3_convnext":
+            from adapters.networks.encoders.dinov3 import build_convnext
+
+            return build_convnext(name, pretrained)
+        case "dinov2" | "dinov3":
+            return _vit(settings, pyramid=True)
+        case _:
+            from adapters.networks.encoders.vit_adapter import AdaptedVit
+
+            plain = settings.model_copy(update={"encoder": name.replace("_adapter", "")})
+            return AdaptedVit(_vit(plain, pyramid=False))
+
+
+def _vit(settings: Architecture, *, pyramid: bool, dense: bool = False) -> Any:
+    if family_of(settings.encoder) == "dinov3":
+        from adapters.networks.encoders.dinov3 import build_dinov3
+
+        return build_dinov3(settings.encoder, settings.pretrained, pyramid=pyramid)
+    from adapters.networks.encoders.dinov2 import build_dinov2
+
+    return build_dinov2(settings.encoder, settings.pretrained, pyramid=pyramid, dense=dense)
+
+
 def _daformer(settings: Architecture, num_classes: int) -> SegmentationNetwork:
-    encoder: Any
-    if settings.encoder.startswith("mit"):
-        from adapters.networks.encoders.mit import build_mit  # transformers is imported only by those who need it
-
-        encoder = build_mit(settings.encoder, settings.pretrained)
-    else:
-        from adapters.networks.encoders.dinov2 import build_dinov2
-
-        encoder = build_dinov2(settings.encoder, settings.pretrained, pyramid=True)
+    encoder = _four_levels(settings)
     dilations = daformer.TINY_DILATIONS if _tiny(settings) else daformer.DILATIONS
     head = daformer.DaformerHead(encoder.feature_channels, settings.channels, num_classes, settings.dropout, dilations)
     return SegmentationNetwork(encoder, head, num_classes=num_classes, feature_channels=encoder.feature_channels)
 
 
+def _pyramid(settings: Architecture, num_classes: int) -> SegmentationNetwork:
+    encoder = _four_levels(settings)
+    head = PyramidHead(encoder.feature_channels, num_classes)
+    return SegmentationNetwork(encoder, head, num_classes=num_classes, feature_channels=encoder.feature_channels)
+
+
+def _light(settings: Architecture, num_classes: int) -> SegmentationNetwork:
+    encoder = _vit(settings, pyramid=False, dense=True)
+    head = LightHead(encoder.feature_channels[-1], num_classes)
+    return SegmentationNetwork(encoder, head, num_classes=num_classes, feature_channels=encoder.feature_channels)
+
+
 def _deeplabv2(settings: Architecture, num_classes: int) -> SegmentationNetwork:
-    encoder: Any
-    if settings.encoder.startswith("resnet"):
+    family = family_of(settings.encoder)
+    if family == "resnet":
         from adapters.networks.encoders.resnet import build_resnet
 
-        encoder = build_resnet(settings.encoder, settings.output_stride, (4,), settings.pretrained)
-        dilations: Sequence[int] = deeplab.V2_DILATIONS["resnet"]
+        encoder: Any = build_resnet(settings.encoder, settings.output_stride, (4,), settings.pretrained)
     else:
-        from adapters.networks.encoders.dinov2 import build_dinov2
-
-        encoder = build_dinov2(settings.encoder, settings.pretrained, pyramid=False)
-        dilations = deeplab.V2_DILATIONS["dinov2"]
+        encoder = _vit(settings, pyramid=False)
+    dilations: Sequence[int] = deeplab.V2_DILATIONS[family]
     if _tiny(settings):
         dilations = deeplab.for_small_crops(dilations)
     head = deeplab.DeepLabV2Head(encoder.feature_channels[-1], num_classes, dilations)

@@ -11,8 +11,9 @@ from adapters.networks.initialisation import initialise_classifier
 
 DILATIONS = {32: (3, 6, 9), 16: (6, 12, 18), 8: (12, 24, 36)}
 """Of the ASPP of V3+, by output stride; published, for crops of 512."""
-V2_DILATIONS = {"resnet": (6, 12), "dinov2": (3, 6)}
-"""Of V2, published for output stride 8; on the stride-14 map of a ViT nearly the same reach (84 pixels, not 96)."""
+V2_DILATIONS = {"resnet": (6, 12), "dinov2": (3, 6), "dinov3": (3, 6)}
+"""Of V2, published for output stride 8; on the map of a ViT, of stride 14 or 16, (nearly) the same reach: 84 and 96
+pixels, not 96."""
 
 
 def for_small_crops(dilations: Sequence[int]) -> tuple[int, ...]:

@@ -31,6 +31,9 @@ NATIVE = {
     "deeplabv2": Architecture(name="deeplabv2", encoder="resnet_tiny"),
     "dinov2_map": Architecture(name="deeplabv2", encoder="dinov2_tiny"),
     "hrda": Architecture(name="deeplabv2", encoder="resnet_tiny", multi_resolution=True),
+    "vfm": Architecture(name="pyramid", encoder="dinov2_adapter_tiny"),
+    "convnext": Architecture(name="pyramid", encoder="dinov3_convnext_tiny"),
+    "light": Architecture(name="light", encoder="dinov3_tiny"),
 }
 
 
@@ -218,7 +221,7 @@ ONCE = [("deeplabv2", "torch-export"), ("beit", "onnx")]
             form,
             marks=[NEEDS_SCIPY] * (name in MASKS) + [pytest.mark.nightly] * ((name, form) not in ONCE),
         )
-        for name in ("deeplabv2", "dinov2_map", "hrda", "beit", "segformer", "mask2former", "eomt", "eomt_dinov3")
+        for name in (*NATIVE, "beit", "segformer", "mask2former", "eomt", "eomt_dinov3")
         for form in RUNNERS
         if (name, form) != ("segformer", "torch-export")
     ],

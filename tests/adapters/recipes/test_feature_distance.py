@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import SegformerModel
+from transformers import ResNetConfig, ResNetModel, SegformerModel
 
 from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.checkpoints.checkpoint import load_version
@@ -215,7 +215,8 @@ def test_pretrained_reference_has_the_weights_of_the_directory(training_state, t
 
 
 def test_pretrained_weights_of_another_encoder_are_refused(training_state, tmp_path) -> None:
-    network("deeplabv2").encoder.model.save_pretrained(tmp_path / "encoder")
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+    ResNetModel(ResNetConfig(layer_type="basic", **sizes)).save_pretrained(tmp_path / "encoder")
     kind = {**MIT["network"], "pretrained": tmp_path / "encoder"}
     settings = training_state.settings(
         network=kind, recipe={"name": "daformer", "advanced": {"feature_distance_from": "pretrained"}}

@@ -146,6 +146,9 @@ class OptimAdvanced(Section):
     """Exponent of the polynomial decay to zero; 0 keeps the rate constant."""
     clip_norm: NotNegative = 0.0
     """Clip the gradient to this L2 norm; 0 does not clip."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each layer of a DINO encoder learns this many times as fast as the next deeper one, the last one at the encoder's
+    rate; 1 treats all alike, VFM-UDA++ has 0.9."""
 
 
 class OptimSettings(Section):

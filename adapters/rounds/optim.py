@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from adapters.errors import NetworkMismatch
+from adapters.networks.encoders.layered import LayeredEncoder
 from adapters.networks.network import SegmentationNetwork
 from configs.network import OptimSettings
 
@@ -24,11 +26,12 @@ def build_optimizer(
     """Build AdamW: encoder at `learning_rate`, decoder `head_multiplier` times faster, Rebuilder at `rebuilder_lr`.
 
     Modules `added` to the training, by name, learn as the network does: what lies in an `encoder` at the encoder's
-    rate, the rest at the decoder's. Vectors and scalars (norm layers, biases) get no weight decay.
+    rate, the rest at the decoder's. Vectors and scalars (norm layers, biases) get no weight decay. Raises
+    NetworkMismatch when the encoder has no layers for `layer_decay`.
     """
     rate, decay = settings.learning_rate, settings.advanced.weight_decay
     groups = [
-        *_groups("encoder", network.encoder.parameters(), rate, decay),
+        *_encoder_groups(network.encoder, settings),
         *_groups("decoder", network.decoder.parameters(), rate * settings.head_multiplier, decay),
     ]
     if rebuilder is not None:
@@ -40,6 +43,27 @@ def build_optimizer(
         groups += _groups(f"{name}_encoder", inner, rate, decay)
         groups += _groups(name, outer, rate * settings.head_multiplier, decay)
     return torch.optim.AdamW(groups, fused=True)
+
+
+def _encoder_groups(encoder: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
+    """Return the encoder's groups: its layers, first ones slower; an adapter around it at the decoder's rate."""
+    rate, decay, layer_decay = settings.learning_rate, settings.advanced.weight_decay, settings.advanced.layer_decay
+    layered = encoder if isinstance(encoder, LayeredEncoder) else LayeredEncoder()
+    layers = list(layered.layers()) if layer_decay < 1.0 else []
+    if layer_decay < 1.0 and not layers:
+        raise NetworkMismatch(
+            f"optim.advanced.layer_decay is {layer_decay}, but this network's encoder has no layers in order: set it "
+            "to 1, or take a DINOv2 or DINOv3 encoder (network.encoder)"
+        )
+    adapter = [parameter for part in layered.added() for parameter in part.parameters()]
+    groups = _groups("adapter", adapter, rate * settings.head_multiplier, decay)
+    taken = {id(parameter) for parameter in adapter}
+    for index, layer in enumerate(layers):
+        slower = layer_decay ** (len(layers) - 1 - index)
+        groups += _groups(f"encoder_layer_{index}", layer.parameters(), rate * slower, decay)
+        taken |= {id(parameter) for parameter in layer.parameters()}
+    rest = [parameter for parameter in encoder.parameters() if id(parameter) not in taken]
+    return [*_groups("encoder", rest, rate, decay), *groups]
 
 
 def _groups(name: str, parameters: Iterable[nn.Parameter], rate: float, decay: float) -> list[dict[str, Any]]:

@@ -127,3 +127,21 @@ def test_demo_preset_takes_no_fixed_port() -> None:
     settings = _load("demo")
     assert settings.serving.port == settings.control.port == 0
     assert 6 <= len(settings.classes) <= 8
+
+
+def test_vfmuda_preset_has_the_constants_of_the_paper() -> None:
+    settings = _load("gta2cityscapes_vfmuda")
+    network, recipe, optim = settings.network, settings.recipe, settings.round.optim
+    assert (network.name, network.encoder) == ("pyramid", "dinov2_adapter_base")
+    assert (settings.round.crop_height, settings.round.crop_width, settings.round.batch_size) == (1024, 1024, 8)
+    assert optim == settings.pretrain.optim
+    assert optim.learning_rate == pytest.approx(0.1 * 5e-5 * 8**0.5, rel=1e-3)
+    assert (optim.head_multiplier, optim.advanced.layer_decay) == (10.0, 0.9)
+    assert (optim.advanced.warmup_steps, optim.advanced.weight_decay, optim.advanced.power) == (1500, 0.01, 1.0)
+    assert (settings.round.steps, recipe.ema_decay, recipe.threshold) == (40_000, 0.999, 0.968)
+    assert recipe.feature_distance_weight == 0.0 and recipe.rare_class_sampling and recipe.margin_of == "image"
+    assert recipe.margin_top == recipe.margin_left == recipe.margin_right == 0.03 and recipe.margin_bottom == 0.25
+    assert recipe.masked_image_weight == 1.0 and recipe.advanced.masked_image_ratio == 0.7
+    assert recipe.advanced.masked_image_block == pytest.approx(64 / 1120, rel=0.01)
+    foundation = recipe.advanced.foundation
+    assert foundation.enabled and (foundation.weight, foundation.tokens, foundation.ratio) == (0.1, 29, 0.0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from adapters.errors import NetworkMismatch
 from adapters.networks.build import build_network
 from adapters.networks.training_pass import weighted_cross_entropy
 from adapters.rounds.optim import build_optimizer, learning_rate_factor, set_learning_rates
@@ -90,6 +91,25 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay(network) -> Non
     names = dict(network.named_parameters())
     spared = {id(p) for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
     assert {name for name, p in names.items() if id(p) in spared} == {n for n, p in names.items() if p.ndim < 2}
+
+
+def test_early_layers_learn_more_slowly_and_the_adapter_as_the_decoder() -> None:
+    """VFM-UDA++: the last block at the encoder's rate, each layer before it at 0.9 of the next, embeddings first."""
+    network = build_network(Architecture(name="pyramid", encoder="dinov3_adapter_tiny"), 3)
+    optimizer = build_optimizer(network, section(OptimSettings, learning_rate=1e-3, layer_decay=0.9))
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups if not group["name"].endswith("_no_decay")}
+    assert rates == pytest.approx(
+        {f"encoder_layer_{index}": 1e-3 * 0.9 ** (4 - index) for index in range(5)} | {"adapter": 1e-2, "decoder": 1e-2}
+    )
+    members = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(members) == sorted(id(value) for value in network.parameters() if value.requires_grad)
+    plain = build_optimizer(network, OptimSettings(learning_rate=1e-3)).param_groups
+    assert {group["name"]: group["lr"] for group in plain}["encoder"] == 1e-3
+
+
+def test_layer_decay_needs_layers(network) -> None:
+    with pytest.raises(NetworkMismatch, match=r"layer_decay is 0\.9, .* set it to 1, or take a DINOv2"):
+        build_optimizer(network, section(OptimSettings, layer_decay=0.9))
 
 
 def test_warm_up_then_polynomial_decay_to_zero() -> None:

@@ -17,10 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from adapters.networks.network import SegmentationNetwork
 
 _RESIDUAL_BLOCKS = (
-    *("BasicBlock", "BottleneckBlock"),
+    *("BasicBlock", "BottleneckBlock", "SpatialPrior", "Injector", "Extractor"),
     *("BasicLayer", "BottleNeckLayer", "ConvNextLayer", "InvertedResidual"),
 )
-"""Ends of the class names of residual blocks: of ours; of ResNet, ConvNeXt, MobileNetV2, MobileViT of transformers."""
+"""Ends of the class names of residual blocks: of ours, with the ViT-Adapter's parts; of ResNet, ConvNeXt, MobileNetV2,
+MobileViT of transformers."""
 
 
 def checkpoint_encoder(network: SegmentationNetwork) -> None:

@@ -20,6 +20,7 @@ NATIVE = {
     "resnet": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16),
     "dinov2_pyramid": Architecture(name="daformer", encoder="dinov2_tiny", channels=16),
     "dinov2_map": Architecture(name="deeplabv2", encoder="dinov2_tiny"),
+    "vfm": Architecture(name="pyramid", encoder="dinov3_adapter_tiny"),
 }
 
 

@@ -78,6 +78,7 @@ def test_twenty_photographs_of_another_camera_get_a_judged_round(
         assert "schedule.min_frames is 12" in refused and "drop more images" in refused
         driven.drop(camera[8:])
         verdict = driven.follow_round(1, 120)
-    assert [check.name for check in verdict.checks if check.kind == "vote"], verdict.reason
+    judged = {check.name for check in verdict.checks}  # with how many votes depends on how alike the frames are
+    assert judged >= {"completed", "vanished_class", "source_class_iou", "holdout_bursts"}, verdict.reason
     scores = driven.rounds.folder(1).scores()
     assert scores is not None and scores.candidate is not None and len(scores.candidate.area) >= 4

@@ -20,8 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the whole job on drawn street scenes, about five minutes
 	$(BIN)/mfmd demo
 
-# One more than there are cores: a third of the time, a test waits for a process or a clock.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
+# Two more than there are cores: often a test waits for a process or a clock (507 s with one more, 477 s with two).
+PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
 ROOMS ?= tests/configs tests/storage tests/adapters tests/daemon
 check: $(STAMP)  ## lint, types and the quick tests of the rooms beside each other, within 90 seconds (ROOMS=tests/storage)
 	$(MAKE) --no-print-directory --jobs=2 lint quick

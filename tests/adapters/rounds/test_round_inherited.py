@@ -102,7 +102,7 @@ def test_the_teacher_is_not_made_anew(training_state, first) -> None:
 @pytest.mark.parametrize(
     ("sections", "reason"),
     [
-        ({"mfm": {"ablation": {"dim": 64}}}, "does not fit this round"),
+        pytest.param({"mfm": {"ablation": {"dim": 64}}}, "does not fit this round", marks=pytest.mark.nightly),
         ({"mfm": {"enabled": False}}, "does not fit this round"),
     ],
 )

@@ -69,10 +69,8 @@ def test_sliding_windows_compute_in_the_format_of_the_settings(world: World) -> 
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("window", "size"),
-    [pytest.param("resize", (HEIGHT, WIDTH), marks=pytest.mark.nightly), ("slide", (100, 200))],
-)
+@pytest.mark.nightly  # `make test` compiles in tests/adapters/inference/test_served.py
+@pytest.mark.parametrize(("window", "size"), [("resize", (HEIGHT, WIDTH)), ("slide", (100, 200))])
 def test_compiled_code_answers_what_the_network_does(
     world: World, monkeypatch: pytest.MonkeyPatch, window: str, size: tuple[int, int]
 ) -> None:

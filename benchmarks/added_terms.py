@@ -1,4 +1,7 @@
-"""The terms that any recipe with a teacher can add, as `adaptation.py` and `step_time.py` switch them on."""
+"""The terms that any recipe with a teacher can add, as `adaptation.py` and `step_time.py` switch them on.
+
+Not `foundation`: it needs the weights of a DINOv2.
+"""
 
 from dataclasses import dataclass
 from typing import Any

@@ -65,9 +65,11 @@ def mean_score(scores: Iterable[VesselScore]) -> VesselScore:
 
 
 def centreline(mask: Truths) -> Truths:
-    """Thin the set pixels of `mask` [H, W] to lines of one pixel that keep their ends and connections.
+    """Thin the set pixels of `mask` [H, W] to lines that keep their ends and connections.
 
-    Zhang and Suen, "A fast parallel algorithm for thinning digital patterns" (CACM 1984).
+    Zhang and Suen, "A fast parallel algorithm for thinning digital patterns" (CACM 1984). As published, it leaves
+    nothing of a lone square of 2x2 pixels, and little of a long diagonal two pixels wide. Every piece of the vessels of
+    DRIVE and STARE keeps its line.
     """
     thin, removed = np.pad(mask, 1), True
     while removed:

@@ -3,7 +3,7 @@
     python benchmarks/step_time.py                      every recipe, tiny network, 128 crops
     python benchmarks/step_time.py --size b0 --recipes dacs
     python benchmarks/step_time.py --options            bf16, accumulation, checkpointing, layout, compilation
-    python benchmarks/step_time.py --recipes dacs --terms     every term of recipe.advanced, with and without MFM
+    python benchmarks/step_time.py --recipes dacs --terms     the terms of added_terms.py, with and without MFM
     python benchmarks/step_time.py --recipes dacs --profile
     python benchmarks/step_time.py --size b5 --device auto --precision bf16     on a GPU
 

@@ -67,7 +67,7 @@ def test_the_page_leads_from_a_file_to_a_judged_candidate(project: Path, tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
     assert folder.scores().candidate is not None and folder.candidate.exists()
     network, _ = load_version(CheckpointRegistry(state.layout.checkpoints), 1, torch.device("cpu"))
-    assert isinstance(network, OwnNetwork)
+    assert isinstance(network, OwnNetwork) and manifest.network_code == network.source_digest != ""
 
 
 def test_the_contract_of_the_page_passes(project: Path) -> None:

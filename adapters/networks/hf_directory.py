@@ -95,7 +95,7 @@ def build_model(model_class: Any, config: Any, directory: Path | None, fields: S
         raise UnsupportedModel(f"network.pretrained: {directory} holds no config.json; give a Hugging Face directory")
     try:
         found = type(config).from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever transformers raises: a wrong type of a field is no ValueError there
         raise UnsupportedModel(f"network.pretrained: {directory}: {' '.join(str(error).split())}") from error
     _compare(found, config, directory, fields)
     return load_directory(model_class, config, directory)

@@ -1,6 +1,5 @@
 """Notice that the code of an own network changed: the same weights then give other masks, and nothing else tells."""
 
-import hashlib
 import inspect
 import logging
 import sys
@@ -8,6 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from adapters.networks.network import SegmentationNetwork
+from storage.durable.digest import digest_of
 from storage.registry.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -29,17 +30,14 @@ def source_digest(name: str, model: nn.Module) -> str:
     digests = []
     for module in sorted(it for it in modules if it.partition(".")[0] == package and it in sys.modules):
         try:
-            digests.append(
-                f"{module} {hashlib.sha256(Path(inspect.getfile(sys.modules[module])).read_bytes()).hexdigest()}"
-            )
+            digests.append(f"{module} {digest_of(Path(inspect.getfile(sys.modules[module])))}")
         except (OSError, TypeError):
             continue  # compiled into a program, or gone: it cannot be compared
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else ""
+    return digest_of("\n".join(digests).encode()) if digests else ""
 
 
-def warn_of_changes(network: nn.Module, manifest: Manifest) -> None:
+def warn_of_changes(network: SegmentationNetwork, manifest: Manifest) -> None:
     """Log a warning when `network` was built from other source files than `manifest` records."""
-    found = getattr(network, "source_digest", "")
-    if manifest.network_code and found and found != manifest.network_code:
+    if manifest.network_code and network.source_digest not in ("", manifest.network_code):
         what = CHANGED.format(name=manifest.network.get("name"))
         log.warning("version %d: %s", manifest.version, what)

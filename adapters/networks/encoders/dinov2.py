@@ -100,7 +100,10 @@ def load_dinov2(directory: Path) -> DinoV2Encoder:
         raise NetworkMismatch(
             f"{directory} holds a model of type {found!r}, not 'dinov2'; give the directory of a DINOv2"
         )
-    config = Dinov2Config.from_dict(values)
+    try:
+        config = Dinov2Config.from_dict(values)
+    except Exception as error:  # whatever transformers raises for a field that no model has
+        raise UnsupportedModel(f"{path}: {' '.join(str(error).split())}; download it again") from error
     if config.patch_size != PATCH:
         raise NetworkMismatch(f"{directory} has patches of {config.patch_size} pixels, DINOv2 has {PATCH}")
     return DinoV2Encoder(load_directory(Dinov2Model, config, directory), pyramid=False)

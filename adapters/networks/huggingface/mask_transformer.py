@@ -36,10 +36,12 @@ LARGEST_DIVISOR = 1024
 def size_divisor(preprocessor: Mapping[str, Any] | None) -> int:
     """Return the multiple to which the processor of a Mask2Former or MaskFormer scales both sides up (pixels).
 
-    Raises UnsupportedModel, naming the field, for a number that no processor has.
+    It is part of resizing: without `do_resize` sides stay as they are. Raises UnsupportedModel, naming the field, for a
+    number that no processor has.
     """
-    value = (preprocessor or {}).get("size_divisor", SIZE_DIVISOR)
-    if value is None:
+    given = preprocessor or {}
+    value = given.get("size_divisor", SIZE_DIVISOR)
+    if value is None or not given.get("do_resize", True):
         return 1
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_DIVISOR:
         raise UnsupportedModel(

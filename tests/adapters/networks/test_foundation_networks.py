@@ -135,6 +135,26 @@ def test_the_adapter_leaves_the_vit_as_it_was_at_first() -> None:
 
 
 @torch.no_grad()
+def test_each_map_is_the_prior_and_the_tokens_of_its_quarter() -> None:
+    """ViT-Adapter: stride 4 gets the tokens of the first quarter of the blocks, stride 32 those of the last."""
+    adapted = AdaptedVit(build_dinov3("dinov3_tiny", None, pyramid=False)).eval()
+    tokens: list[Tensor] = []
+    for block in adapted.vit.blocks():  # four, one a quarter
+        block.register_forward_hook(lambda block, inputs, output: tokens.append(output[:, 5:]))
+    kept: dict[str, Any] = {}
+    adapted.prior.register_forward_hook(lambda module, inputs, output: kept.update(finest=output[0]))
+    adapted.extractors[-1].register_forward_hook(lambda module, inputs, output: kept.update(cells=output))
+    maps = adapted(torch.randn(1, 3, 64, 96))
+    sides = [(8, 12), (4, 6), (2, 3)]
+    parts = kept["cells"].transpose(1, 2).split([rows * columns for rows, columns in sides], dim=2)
+    coarser = [part.unflatten(2, size) for part, size in zip(parts, sides, strict=True)]
+    for number, level in enumerate([adapted.up(coarser[0]) + kept["finest"], *coarser]):
+        seen = tokens[number].transpose(1, 2).unflatten(2, (4, 6))
+        expected = level + F.interpolate(seen, level.shape[-2:], mode="bilinear", align_corners=False)
+        torch.testing.assert_close(maps[number], adapted.norms[number](expected))
+
+
+@torch.no_grad()
 def test_dinov3_map_is_that_of_transformers() -> None:
     encoder, images = build_dinov3("dinov3_tiny", None, pyramid=False).eval(), torch.randn(1, 3, 80, 112)
     tokens = encoder.model(images).last_hidden_state[:, 5:]
@@ -248,6 +268,12 @@ def test_pretrained_weights_of_another_size_or_kind_are_refused(encoder: str, fi
     SAVED["convnext" if "convnext" in encoder else "vfm_dinov3"]().save_pretrained(tmp_path)
     with pytest.raises(NetworkMismatch, match=rf"network\.pretrained: .* has {field}.*choose the encoder"):
         build_network(Architecture(name="pyramid", encoder=encoder, pretrained=tmp_path), 5)
+
+
+def test_a_field_of_the_wrong_type_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "dinov3_vit", "hidden_size": "96"}')
+    with pytest.raises(UnsupportedModel, match=r"network\.pretrained: .*hidden_size"):
+        build_network(settings_of("vfm_dinov3", pretrained=tmp_path), 5)
 
 
 def test_a_directory_without_registers_is_refused(tmp_path: Path) -> None:

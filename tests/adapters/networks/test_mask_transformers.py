@@ -139,6 +139,7 @@ def test_mask2former_sees_sides_that_its_processor_makes() -> None:
         return network.encode(torch.randn(1, 3, 64, 85))[0].shape[-2:]
 
     assert finest() == (16, 24) and finest(size_divisor=8) == (16, 22)
+    assert finest(do_resize=False) == finest(size_divisor=None) == (16, 22), "the backbone pads 85 pixels itself"
     for odd in (-1, "32", True, 10**6):
         with pytest.raises(UnsupportedModel, match=r"preprocessor_config\.json: size_divisor is"):
             finest(size_divisor=odd)

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from adapters.inference.copying import copy_weights
 from adapters.networks.activation_checkpointing import checkpoint_encoder
 from adapters.networks.build import build_checked, build_network
 from adapters.networks.own import CutNetwork, OwnNetwork
+from adapters.networks.source_digest import source_digest
 from adapters.testing import NetworkContract
 from configs.network import Architecture
 from storage.errors import CorruptCheckpoint
@@ -246,6 +248,24 @@ def test_weights_are_imported_under_their_own_names_and_serve(
     sys.modules.pop("an_own")
     with pytest.raises(NetworkMismatch, match=r"version 1: network.name: an_own:Parts: no module 'an_own'; install"):
         load_version(registry, manifest.version, CPU)
+
+
+def test_the_digest_covers_the_classes_of_the_package_and_nothing_else(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page for own networks says so: other files of the package, and other packages, are not among them."""
+    (package / "an_own_pack").mkdir()
+    files = {"build": "from .parts import Part", "parts": "from torch.nn import Identity\nclass Part(Identity): ..."}
+    for name, text in {"__init__": "", "unused": "", **files}.items():
+        (package / f"an_own_pack/{name}.py").write_text(text, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, f"an_own_pack.{name}", raising=False)
+    model = nn.Sequential(import_module("an_own_pack.build").Part())
+    import_module("an_own_pack.unused")
+    found = [source_digest("an_own_pack.build:make", model)]
+    for name in ("unused", "parts", "build"):
+        (package / f"an_own_pack/{name}.py").write_text("# changed", encoding="utf-8")
+        found.append(source_digest("an_own_pack.build:make", model))
+    assert found[0] == found[1] and len(set(found)) == 3
 
 
 @pytest.mark.parametrize("format", ["torch-export", pytest.param("onnx", marks=pytest.mark.nightly)])

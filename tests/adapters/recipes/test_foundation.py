@@ -97,6 +97,8 @@ def test_a_directory_that_is_none_of_a_dinov2_is_refused_by_name(directory: Path
         ({"model_type": "segformer"}, NetworkMismatch, "of type 'segformer'"),
         ({"patch_size": 16}, NetworkMismatch, "patches of 16 pixels"),
         ({"hidden_size": 48}, AdapterError, "config.json"),
+        ({"hidden_size": "96"}, UnsupportedModel, "config.json: .*hidden_size"),
+        ({"num_hidden_layers": 0}, UnsupportedModel, "config.json: "),
     ):
         (directory / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(error, match=rf"recipe.advanced.foundation.directory: .*{message}"):

@@ -71,6 +71,7 @@ def make_state(root: Path, **sections: dict[str, Any]) -> State:
         classes=tuple(classes),
         input_height=48,
         input_width=64,
+        network_code="c" * 64,
         input_fit="squash",
         input_resample="bicubic",
     )

@@ -64,6 +64,7 @@ def test_manifest_of_the_new_version_explains_it(state: State, finished: Callabl
     manifest, parent = state.registry.manifest(3), state.registry.manifest(2)
     assert (manifest.parent, manifest.origin, manifest.round, manifest.seed) == (2, "round", 1, 4)
     assert (manifest.network, manifest.classes) == (parent.network, parent.classes)
+    assert manifest.network_code == "c" * 64
     assert (manifest.input_height, manifest.input_width) == (48, 64)
     assert (manifest.input_fit, manifest.input_resample) == ("squash", "bicubic")
     assert manifest.frames == 48 + 12

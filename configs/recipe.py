@@ -249,7 +249,7 @@ class GoldAdvanced(SelfTrainingAdvanced):
     directions: PositiveInt = 64
     """Directions of the classifier that get a scale; as many as there are classes at most (GOLD: 64 to 256)."""
     gram_momentum: Fraction = 0.98
-    """Share of the matrix of directions that stays at each step (GOLD)."""
+    """Share of the matrix of directions that stays at each batch (GOLD)."""
     refresh_steps: PositiveInt = 10
     """Steps after which the directions are computed anew."""
 

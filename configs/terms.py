@@ -38,11 +38,11 @@ class BldaSettings(Section):
     components: PositiveInt = 5
     """Normal distributions in the mixture of each class and logit."""
     iterations: PositiveInt = 3
-    """Steps of expectation maximisation at each training step."""
+    """Steps of expectation maximisation at each batch (a step has several with gradient accumulation)."""
     momentum: Fraction = 0.99
-    """Share of a mixture that stays at each step."""
+    """Share of a mixture that stays at each batch."""
     warmup: PositiveInt = 1500
-    """Steps over which the momentum rises from 0."""
+    """Batches over which the momentum rises from 0."""
     class_share: Fraction = 500 / (2 * 512**2)
     """A class moves its mixtures when it has this share of the batch's pixels: 500 of two crops of 512x512."""
     trim: Fraction = 0.01
@@ -80,7 +80,7 @@ class ClassConfidenceSettings(Section):
     """A pixel counts as confident from this quantile of its class's confidences on, if that is below
     `recipe.threshold`. So no class weighs less than 1 minus this."""
     momentum: Fraction = 0.99
-    """Share of the confidences of the steps before that stays at each step."""
+    """Share of the confidences of the batches before that stays at each batch."""
 
 
 class FoundationSettings(Section):

@@ -90,7 +90,7 @@ class Dida(TermModule):
         super().__init__()
         self._settings = inputs.recipe.advanced.dida
         channels = inputs.student.feature_channels
-        self.encoder = copy.deepcopy(inputs.student.encoder)
+        self.encoder = copy.deepcopy(inputs.student.encoder).train()  # the student comes in eval mode
         self.modulations = nn.ModuleList(Modulation(width) for width in channels)
         finest = max(height for height, _ in feature_sizes(inputs.student, (PROBE, PROBE)))
         self.patch = max(1, round(PROBE / finest))

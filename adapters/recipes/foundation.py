@@ -15,7 +15,6 @@ from adapters.augmentation.augment import normalise_unit, strong_augment
 from adapters.errors import AdapterError
 from adapters.networks.encoders.dinov2 import PATCH, DinoV2Encoder, load_dinov2
 from adapters.networks.initialisation import LayerNorm2d
-from adapters.networks.training_pass import encode
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import StepImages, TermModule
 from adapters.recipes.terms import mask_blocks
@@ -59,14 +58,14 @@ class FoundationDistance(TermModule):
     def forward(self, inputs: RecipeInputs[Any], images: StepImages) -> dict[str, Tensor]:
         """Return `foundation`: the distance on the jittered, blurred and masked target, times its weight.
 
-        With several views it is the first, the context of a multi-resolution network.
+        With several views it is of the first, the context of a multi-resolution network; the others are not encoded.
         """
         settings, draws = self._settings, inputs.draws
         augmented = normalise_unit(strong_augment(images.target, inputs.recipe, draws))
         masked = mask_blocks(augmented, settings.block, settings.ratio, draws)
         with inputs.autocast():
             wanted = self.seen_whole(normalise_unit(images.target))
-            deepest = encode(inputs.student, masked, draws).features[0][-1]
+            deepest = inputs.student.encode(inputs.student.views(masked, draws)[0].images)[-1]
             projected = F.interpolate(self.projection(deepest), wanted.shape[-2:], mode="bilinear", align_corners=False)
         return {"foundation": settings.weight * feature_distance(projected.float(), wanted.float())}
 

@@ -25,8 +25,8 @@ from configs.recipe import GoldSettings
 class Directions(TermModule):
     """Directions and scales; it has no loss of its own.
 
-    G = W^T W at first. In each step it follows the mean of g g^T over confident pixels, where g is the gradient of the
-    highest logit with respect to the features: the class's row of W. So there are at most as many directions as
+    G = W^T W at first. With each batch it follows the mean of g g^T over confident pixels, where g is the gradient of
+    the highest logit with respect to the features: the class's row of W. So there are at most as many directions as
     classes.
     """
 
@@ -96,7 +96,10 @@ class Directions(TermModule):
 
 
 class Gold(SelfTraining):
-    """DACS's step, in which only normalisation layers and scales learn."""
+    """DACS's step, in which only normalisation layers and scales learn.
+
+    `recipe.anchor_weight` pulls the normalisation layers alone: the classifier is written from the scales.
+    """
 
     def __init__(self, inputs: RecipeInputs[GoldSettings], terms: Sequence[Term]) -> None:
         """Freeze everything else. Raises NetworkMismatch when the network has no single linear classifier."""
@@ -120,7 +123,7 @@ class Gold(SelfTraining):
         return losses
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Pull the student towards the released weights, then write the scaled classifier."""
+        """Pull the normalisation layers towards the released weights, then write the scaled classifier."""
         super().after_step(optimizer)
         self._directions.write(self._classifier)
 

@@ -101,7 +101,10 @@ class TermModule(nn.Module):
     """The term's name in `recipe.advanced`, and that of its file in the training state."""
 
     def prepare(self, inputs: RecipeInputs[Any], images: StepImages) -> StepImages:
-        """Return the batch as all terms of the step see it: with other pseudo-labels, or another comparison."""
+        """Return the batch as all terms of the step see it: with other pseudo-labels, or another comparison.
+
+        It runs once a batch: several times a step with gradient accumulation.
+        """
         return images
 
     def forward(self, inputs: RecipeInputs[Any], images: StepImages) -> dict[str, Tensor]:

@@ -174,11 +174,19 @@ def _show(show: "ShowProgress", progress: "Progress") -> None:
 
 
 def _say_unsure(folder: "RoundFolder") -> None:
-    """Say so when a round learnt nothing from new images, which no check of its verdict tells."""
-    if folder.kept_ratio() == 0.0:
-        threshold = folder.spec().settings.get("recipe", {}).get("threshold")
+    """Say so when a round learnt nothing from new images, which no check of its verdict tells.
+
+    Test-time recipes learn from every pixel, and class confidence weighs by thresholds of its own.
+    """
+    from configs.recipe import SelfTrainingSettings
+    from configs.settings import Settings
+
+    if folder.kept_ratio() != 0.0:
+        return
+    recipe = Settings.model_validate(folder.spec().settings).recipe
+    if isinstance(recipe, SelfTrainingSettings) and not recipe.advanced.class_confidence.enabled:
         what = "In its last steps no pixel of a new image was sure enough to learn from"
-        typer.echo(f"{what}: recipe.threshold is {threshold}. A lower one lets the round learn.")
+        typer.echo(f"{what}: recipe.threshold is {recipe.threshold}. A lower one lets the round learn.")
 
 
 def _print(verdict: "Verdict", *, waits: bool) -> None:

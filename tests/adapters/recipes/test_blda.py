@@ -66,6 +66,16 @@ def test_pseudo_labels_have_distributions_of_their_own_and_true_ones_do_not_move
     labels = recipe.teacher(normalise_unit(to_unit(batch().target.images))).argmax(1)
     counted = term_of(recipe).target.seen[:, 0] > 0
     assert counted.tolist() == [bool((labels[:, 1::4, 1::4] == index).any()) for index in range(CLASSES)]
+    part = batch()
+    trusted = torch.zeros_like(part.target.trusted)
+    trusted[..., :60] = True
+    recipe = recipe_of(network(), classmix=False, **ON)
+    losses = recipe.step(part._replace(target=part.target._replace(trusted=trusted))).losses
+    plain, images, term = network(), normalise_unit(to_unit(part.target.images)), term_of(recipe)
+    _, quantile = looked_up(tables_of(term.target, term.anchors, 0.01), plain(images).detach(), labels)
+    far = term.head.resized(plain.encode(images), labels.shape[-2:]) - quantile.gather(1, labels.unsqueeze(1))
+    expected = 0.2 * (far.abs().squeeze(1) * trusted).mean().item()
+    assert losses["mix_quantile"].item() == pytest.approx(expected, rel=1e-4)
     untrusted = batch()
     nowhere = torch.zeros_like(untrusted.target.trusted)
     recipe = recipe_of(network(), **ON)

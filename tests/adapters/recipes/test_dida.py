@@ -125,6 +125,19 @@ def test_everything_learns_the_second_encoder_at_the_encoders_rate() -> None:
     assert any(bool(gradient.any()) for gradient in gradients(student))
 
 
+def test_the_second_encoder_trains_in_train_mode_and_the_last_level_is_noise_alone() -> None:
+    student = network().eval()  # as a round gets it
+    recipe = recipe_of(student, dida={"enabled": True, "steps": 1})
+    assert all(module.training for module in term_of(recipe).modules())
+    seen: list[torch.Tensor] = []
+    student.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    noises: list[torch.Tensor] = []
+    normal = recipe.inputs.draws.normal
+    recipe.inputs.draws.normal = lambda like: noises.append(normal(like)) or noises[-1]  # type: ignore[method-assign]
+    recipe.step(batch(source=False))
+    torch.testing.assert_close(seen[-1], noises[-1], rtol=0, atol=0.01)
+
+
 def test_a_weight_is_a_factor_and_without_source_only_the_target_is_left() -> None:
     losses = [
         recipe_of(network(), dida={"enabled": True, "weight": weight, "noise_weight": 2 * weight})

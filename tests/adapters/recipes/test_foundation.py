@@ -10,10 +10,12 @@ from pydantic import ValidationError
 
 from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.errors import AdapterError, NetworkMismatch, UnsupportedModel
+from adapters.networks.build import build_network
 from adapters.networks.encoders.dinov2 import build_dinov2, load_dinov2
 from adapters.recipes.foundation import FoundationDistance, feature_distance
 from adapters.recipes.recipe import Recipe
-from tests.adapters.recipes.recipe_steps import batch, gradients, network, recipe_of
+from configs.network import Architecture
+from tests.adapters.recipes.recipe_steps import CLASSES, CROP, batch, gradients, network, recipe_of
 from tests.sections import recipe_settings
 
 
@@ -71,6 +73,17 @@ def test_the_student_sees_a_masked_image_and_the_frozen_encoder_the_whole_one(di
     projected = term.projection(network().encode(seen[-1])[-1])
     projected = torch.nn.functional.interpolate(projected, (5, 8), mode="bilinear", align_corners=False)
     torch.testing.assert_close(losses["foundation"], 0.1 * feature_distance(projected, wanted).detach())
+
+
+def test_of_context_and_detail_only_the_context_is_encoded(directory: Path) -> None:
+    torch.manual_seed(0)
+    architecture = Architecture(name="daformer", encoder="mit_tiny", channels=16, dropout=0.0, multi_resolution=True)
+    student = build_network(architecture, CLASSES).train()
+    recipe = recipe_of(student, **on(directory))
+    seen: list[tuple[int, ...]] = []
+    student.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
+    recipe.step(batch(source=False))
+    assert seen == [(CROP[0] // 2, CROP[1] // 2)] * 3, "context and detail of the mix, then one pass"
 
 
 def test_projection_and_encoder_learn_and_the_frozen_encoder_is_neither_trained_nor_saved(directory: Path) -> None:

@@ -62,6 +62,11 @@ def test_without_a_confident_pixel_directions_stay() -> None:
     before = directions_of(recipe).gram.clone()
     recipe.step(batch())
     torch.testing.assert_close(directions_of(recipe).gram, before)
+    untrusted = batch()
+    nowhere = torch.zeros_like(untrusted.target.trusted)
+    recipe = recipe_of(network(), name="gold", threshold=0.0)
+    recipe.step(untrusted._replace(target=untrusted.target._replace(trusted=nowhere)))
+    torch.testing.assert_close(directions_of(recipe).gram, before)
 
 
 def test_scales_get_the_gradient_of_features_along_the_directions() -> None:
@@ -119,6 +124,7 @@ def test_new_directions_leave_the_network_as_it_is() -> None:
     torch.testing.assert_close(term.scaled(), weight.flatten(1))
     torch.testing.assert_close(term.axes.T @ term.axes, torch.eye(CLASSES), atol=1e-5, rtol=0)
     assert (term.axes.T @ first).diagonal().min() > 0.9, "signs stay, so the optimizer's moments fit"
+    assert (term.axes.gather(0, term.axes.abs().argmax(0, keepdim=True)) > 0).all(), "whatever sign eigh gives them"
 
 
 def test_a_network_without_one_linear_classifier_is_refused() -> None:

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from configs.load import load_settings
-from daemon.cli.adapt import _runs
+from configs.settings import Settings
+from daemon.cli.adapt import _runs, _say_unsure
 from daemon.control.client import ControlFailed
 from daemon.exit_codes import ExitCode
 from daemon.runtime.process_group import end_leftovers
@@ -27,6 +28,7 @@ from storage.layout import StateLayout
 from storage.media.images import fit_frame
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import Progress, RoundSpec
 
 CONFIG = """\
 classes: demo
@@ -235,6 +237,29 @@ def test_a_daemon_that_starts_up_or_is_stopped_is_not_called_late(mfmd, adaptabl
         answer = mfmd("adapt")
     assert answer.code == ExitCode.FAILURE
     assert "error[control_failed]" in answer.err and "it is starting up or being stopped" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kept", "said"),
+    [
+        ({"name": "dacs"}, 0.0, True),
+        ({"name": "dacs"}, 0.1, False),
+        ({"name": "dacs", "advanced": {"class_confidence": {"enabled": True}}}, 0.0, False),
+        ({"name": "tent"}, 0.0, False),
+    ],
+)
+def test_it_says_that_nothing_was_sure_where_only_sure_pixels_teach(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: dict, kept: float, said: bool
+) -> None:
+    recipe = {**recipe, "threshold": 0.9}
+    settings = Settings.model_validate({"classes": "demo", "watch": {"folder": "drop"}, "recipe": recipe})
+    about = {"incumbent": 1, "released": 1, "train_frames": (1,), "holdout_frames": (2,), "trigger": "manual"}
+    spec = RoundSpec(round=1, settings=settings.model_dump(mode="json"), created=1.0, **about)
+    folder = RoundStore(tmp_path).create(spec)
+    folder.append_progress(Progress(at=1.0, phase="training", step=1, steps=2, kept_ratio=kept))
+    folder.append_progress(Progress(at=2.0, phase="scoring", step=2, steps=2))
+    _say_unsure(folder)
+    assert ("recipe.threshold is 0.9. A lower one" in capsys.readouterr().out) == said
 
 
 def test_without_a_checkpoint_it_says_what_to_do(mfmd, config: Path) -> None:

@@ -293,6 +293,10 @@ def test_frames_of_another_fit_stay_out_and_another_fit_than_the_serving_ones_st
     assert collect_status(due_now).next_round.waiting_for.startswith("other settings: buffer.advanced is {fit: squash")
     world.close()
     world = filled(range(4, 12))
+    usual, world.settings = world.settings, changed(world.settings, buffer={"advanced": {"resample": "lanczos"}})
+    with pytest.raises(FitMismatch, match=r"is \{fit: aspect, resample: lanczos\}, and version 1"):
+        _run(world, registry)
+    world.settings = usual
     with pytest.raises(RoundFailed):
         _run(world, registry)
     spec = store.latest().spec()

@@ -117,8 +117,7 @@ class SeedRun:
         settings = seeded(yaml.safe_load(config.read_text(encoding="utf-8")), self.seed, self.source_seed)
         config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         driven = DrivenDaemon(config)
-        learnt = [settings["classes"], settings["network"], settings["pretrain"]]
-        learnt += [settings["buffer"]["height"], settings["buffer"]["width"]]
+        learnt = [settings[name] for name in ("classes", "network", "buffer", "source", "pretrain")]
         trained = self.folder.parent / "starts" / digest_of(json.dumps(learnt, sort_keys=True).encode())[:12]
         if not trained.is_dir():
             pretrain(driven, self.console)

@@ -24,7 +24,8 @@ class BufferAdvanced(Section):
     by itself, as most Hugging Face models were trained. `mfmd init --from-model` writes what the model's processor
     says. Frames that are stored keep theirs until `mfmd buffer resize`; a version is served as it was registered."""
     resample: Resample = "bilinear"
-    """Filter that scales images into frames; all are antialiased when they shrink, but nearest."""
+    """Filter that scales images into frames; all are antialiased when they shrink, but nearest. Rounds leave stored
+    frames of another filter out."""
     max_source_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Largest share of `capacity_frames` that one source may hold (0-1). Beyond it, new frames of a source replace its
     own frames only. 1 sets no limit; frames without a source label have none."""

@@ -28,8 +28,8 @@ def _stored(settings: Settings) -> Iterator[Finding]:
     except StorageError:
         return  # `mfmd check` tells it
     if others := made_otherwise(records, buffer):
-        counts, fit = f"{len(others)} of {len(records)} stored frames", buffer.advanced.fit
-        detail = f"{counts} were not made with buffer.advanced.fit {fit}"
+        counts, fit = f"{len(others)} of {len(records)} stored frames", buffer.advanced
+        detail = f"{counts} were not made with buffer.advanced {{fit: {fit.fit}, resample: {fit.resample}}}"
         resize = f"`mfmd buffer resize --height {buffer.height} --width {buffer.width}`"
         yield warn("frames", f"{detail}: rounds leave them out", f"stop `mfmd run`, then {resize} makes them alike")
 

@@ -34,7 +34,7 @@ REMEMBERED = 4096
 """Frames without stored facts whose facts are kept in memory, so that each is read once (0.9 ms at 144x192)."""
 
 MEANINGS = {
-    "fit": " (stored with another buffer.advanced.fit: `mfmd doctor` says how to make them alike)",
+    "fit": " (stored with another buffer.advanced.fit or resample: `mfmd doctor` says how to make them alike)",
     "lines": " (rows or columns are stuck)",
     "fault": " (swapped channels, upside down or inverted)",
     "ramp": " (the brightness rises or falls all the time)",

@@ -106,6 +106,8 @@ class FrameRecord:
     """Source label (camera) it came from; empty when there is none."""
     phash: str = ""
     """Perceptual hash of the image, 16 hex digits; empty for frames that are older than the column."""
+    resample: str = ""
+    """Filter that scaled it; empty for an image that was not scaled, and for frames that are older than the column."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from storage import durable
 from storage.errors import BufferMismatch, DurabilityLost, NewerRecord, StorageError
 from storage.failpoints import step
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BUSY_SECONDS = 30.0
 DAMAGED = (
     "; stop `mfmd run` and restore {buffer} from a backup, or move it away to begin with an empty buffer: "
@@ -34,7 +34,7 @@ CREATE TABLE frames (
   id INTEGER PRIMARY KEY AUTOINCREMENT, slot INTEGER NOT NULL UNIQUE, digest TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
   captured_at REAL NOT NULL, committed_at REAL NOT NULL, source_height INTEGER NOT NULL, source_width INTEGER NOT NULL,
   valid_height INTEGER NOT NULL, valid_width INTEGER NOT NULL, crc32 INTEGER NOT NULL, holdout INTEGER NOT NULL,
-  source TEXT NOT NULL DEFAULT '', phash TEXT NOT NULL DEFAULT ''
+  source TEXT NOT NULL DEFAULT '', phash TEXT NOT NULL DEFAULT '', resample TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX frames_by_source ON frames (source, id);
 CREATE INDEX frames_by_capture ON frames (source, captured_at);
@@ -61,7 +61,9 @@ DROP TABLE files_1;
 CREATE INDEX files_by_state ON files (state, reason);
 """
 FROM_2 = "ALTER TABLE files ADD COLUMN changed_ns INTEGER;"
-SCRIPTS = {0: SCHEMA, 1: FROM_1 + KEPT, 2: FROM_2 + KEPT, 3: KEPT, SCHEMA_VERSION: ""}
+FROM_4 = "ALTER TABLE frames ADD COLUMN resample TEXT NOT NULL DEFAULT '';"
+FROM_3 = KEPT + FROM_4
+SCRIPTS = {0: SCHEMA, 1: FROM_1 + FROM_3, 2: FROM_2 + FROM_3, 3: FROM_3, 4: FROM_4, SCHEMA_VERSION: ""}
 """What brings a catalog to this schema, in one transaction, when a writer opens it; 0 is an empty file."""
 
 

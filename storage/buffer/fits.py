@@ -1,4 +1,7 @@
-"""Which frames of a buffer were squashed: their valid region says it, since a squashed image leaves no padding."""
+"""Which frames of a buffer were made otherwise than the configuration says: squashed or not, and by another filter.
+
+The valid region says whether an image was squashed, since then it leaves no padding.
+"""
 
 from collections.abc import Iterable
 
@@ -16,11 +19,15 @@ def is_squashed(record: FrameRecord, height: int, width: int) -> bool:
 
 
 def made_otherwise(records: Iterable[FrameRecord], settings: BufferSettings) -> list[FrameRecord]:
-    """Return the frames of another fit than `buffer.advanced.fit`; an image of the frame's aspect has none.
+    """Return the frames of another `buffer.advanced.fit` or `resample`.
 
-    The filter (`buffer.advanced.resample`) that made a frame is not recorded.
+    An image of the frame's aspect has no fit. One that was not scaled, or is older than the record, has no filter.
     """
-    size = settings.height, settings.width
-    if settings.advanced.fit == "squash":
-        return [record for record in records if (record.valid_height, record.valid_width) != size]
-    return [record for record in records if is_squashed(record, *size)]
+    size, alike = (settings.height, settings.width), ("", settings.advanced.resample)
+
+    def fits(record: FrameRecord) -> bool:
+        if settings.advanced.fit == "squash":
+            return (record.valid_height, record.valid_width) == size
+        return not is_squashed(record, *size)
+
+    return [record for record in records if not fits(record) or record.resample not in alike]

@@ -208,6 +208,7 @@ class FrameWriter:
             holdout=holdout,
             source=new.source,
             phash=new.phash,
+            resample=new.frame.resample,
         )
 
     def _commit(

@@ -24,6 +24,9 @@ from storage.errors import BufferBusy, CorruptBuffer, StorageError
 from storage.layout import StateLayout
 from storage.media.images import Fit, FittedFrame, crc32_of, fit_frame, fitted_size
 
+Row = tuple[int, int, int, int, str, int]
+"""What changes of a frame: slot, valid height, valid width, checksum and filter; and its id."""
+
 
 def resize_buffer(
     layout: StateLayout, wanted: BufferSettings, on_progress: Callable[[int, int], None] = lambda _done, _all: None
@@ -90,10 +93,8 @@ def _build(
     return len(records)
 
 
-def _rescale(
-    old: PixelArray, record: FrameRecord, array: PixelArray, slot: int, wanted: BufferSettings
-) -> tuple[int, int, int, int, int]:
-    """Rescale one frame into its slot; return its row: slot, valid height, valid width, checksum, id."""
+def _rescale(old: PixelArray, record: FrameRecord, array: PixelArray, slot: int, wanted: BufferSettings) -> Row:
+    """Rescale one frame into its slot; return its row."""
     pixels = old.read(record.slot)
     if crc32_of(pixels) != record.crc32:
         raise CorruptBuffer(
@@ -102,7 +103,8 @@ def _rescale(
         )
     frame = _refitted(pixels, record, wanted)
     array.write(slot, frame.pixels)
-    return slot, frame.valid_height, frame.valid_width, crc32_of(frame.pixels), record.id
+    crc32 = crc32_of(frame.pixels)
+    return slot, frame.valid_height, frame.valid_width, crc32, wanted.advanced.resample, record.id
 
 
 def _refitted(pixels: NDArray[np.uint8], record: FrameRecord, wanted: BufferSettings) -> FittedFrame:
@@ -120,13 +122,14 @@ def _refitted(pixels: NDArray[np.uint8], record: FrameRecord, wanted: BufferSett
     return FittedFrame(frame, *inner)
 
 
-def _write_rows(path: Path, kept: Sequence[FrameRecord], rows: Sequence[tuple[int, int, int, int, int]]) -> None:
+def _write_rows(path: Path, kept: Sequence[FrameRecord], rows: Sequence[Row]) -> None:
     with closing(Catalog.open(path, writable=True)) as catalog:
         with catalog.transaction() as connection:
             first = kept[0].id if kept else 0
             connection.execute("DELETE FROM frames WHERE id < ?", (first,))
             connection.execute("UPDATE frames SET slot = -1 - slot")  # slots are unique at every step
             connection.executemany(
-                "UPDATE frames SET slot = ?, valid_height = ?, valid_width = ?, crc32 = ? WHERE id = ?", rows
+                "UPDATE frames SET slot = ?, valid_height = ?, valid_width = ?, crc32 = ?, resample = ? WHERE id = ?",
+                rows,
             )
         catalog.vacuum()

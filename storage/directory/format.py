@@ -15,7 +15,7 @@ from storage import durable
 from storage.errors import NewerFormat, StorageError
 from storage.layout import StateLayout
 
-FORMAT = 2
+FORMAT = 3
 """Format of the directories that this mfmd writes."""
 
 

@@ -41,5 +41,8 @@ def _upgrade_databases(layout: StateLayout) -> None:
                 kind.open(path, writable=True).close()
 
 
-STEPS: dict[int, tuple[str, Callable[[StateLayout], None]]] = {1: ("databases", _upgrade_databases)}
+STEPS: dict[int, tuple[str, Callable[[StateLayout], None]]] = {
+    1: ("databases", _upgrade_databases),
+    2: ("filters", _upgrade_databases),
+}
 """What brings a directory of each older format to the next one."""

@@ -88,6 +88,8 @@ class FittedFrame:
     """Rows that hold image (pixels)."""
     valid_width: int
     """Columns that hold image (pixels)."""
+    resample: str = ""
+    """Filter that scaled the image; empty for an image that was not scaled."""
 
     def cropped(self) -> NDArray[np.uint8]:
         """Return the image without its padding, [valid_height, valid_width, 3]; a view."""
@@ -189,7 +191,8 @@ def fitted_size(height: int, width: int, frame_height: int, frame_width: int) ->
 
 def fit_frame(pixels: NDArray[np.uint8], height: int, width: int, fit: Fit = ASPECT) -> FittedFrame:
     """Scale pixels [h, w, 3] into a frame [height, width, 3], antialiased when shrinking."""
-    return FittedFrame(*_fit(pixels, height, width, 0, fit))
+    frame, rows, columns = _fit(pixels, height, width, 0, fit)
+    return FittedFrame(frame, rows, columns, "" if pixels.shape[:2] == (rows, columns) else fit.resample)
 
 
 def fit_label(labels: NDArray[np.uint8], height: int, width: int, fill: int, fit: Fit = ASPECT) -> NDArray[np.uint8]:

@@ -232,7 +232,7 @@ def test_frames_that_are_not_made_alike_are_named(settings: Settings, registry: 
     assert examine_frames(settings) == []
     other = with_values(settings, "buffer", fit="squash")
     found = by_name(examine_frames(other))
-    assert found["frames"].detail.startswith("1 of 1 stored frames were not made with buffer.advanced.fit squash")
+    assert found["frames"].detail.startswith("1 of 1 stored frames were not made with buffer.advanced {fit: squash,")
     assert f"mfmd buffer resize --height {buffer.height} --width {buffer.width}" in found["frames"].remedy
     assert "scaled to fit" in found["frames_served"].detail and "squashed" in found["frames_served"].detail
     resize_buffer(layout, other.buffer)

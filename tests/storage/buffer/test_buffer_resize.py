@@ -117,6 +117,15 @@ def test_a_new_fit_is_made_from_the_stored_frames_and_back(layout, small, filled
     assert whole(layout)
 
 
+def test_frames_of_another_filter_are_named_until_a_resize(layout, small, filled):
+    box = small.model_copy(update={"advanced": small.advanced.model_copy(update={"resample": "box"})})
+    scaled = [it for it in filled if (it.source_height, it.source_width) != (it.valid_height, it.valid_width)]
+    assert 0 < len(scaled) < len(filled) and made_otherwise(filled, box) == scaled
+    resize_buffer(layout, box)
+    with FrameBuffer.open(layout, box, writable=False) as buffer:
+        assert made_otherwise(buffer.records(), box) == [] != made_otherwise(buffer.records(), small)
+
+
 def test_all_else_of_a_frame_stays_and_ingest_goes_on(layout, small, filled, new_frame):
     wanted = sized(small, 32, 48)
     resize_buffer(layout, wanted)

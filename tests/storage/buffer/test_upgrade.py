@@ -57,6 +57,7 @@ def old(layout, small, new_frame):
     with closing(sqlite3.connect(layout.catalog, isolation_level=None)) as connection:
         connection.executescript(CATALOG_3)
         connection.execute("ATTACH ? AS today", (str(today),))
+        connection.execute("ALTER TABLE today.frames DROP COLUMN resample")
         for table in ("frames", "digests", "files"):
             connection.execute(f"INSERT INTO {table} SELECT * FROM today.{table}")
     today.unlink()
@@ -71,7 +72,7 @@ def test_the_next_start_upgrades_it(old, small) -> None:
     with pytest.raises(StorageError, match="format 1 of an older mfmd"):
         Observations.open(old.observations, writable=False)
     with FrameBuffer.open(old, small, writable=True) as buffer:
-        assert [record.id for record in buffer.records()] == [1, 2, 3]
+        assert [(record.id, record.resample) for record in buffer.records()] == [(1, ""), (2, ""), (3, "")]
         buffer.keep({2: 1})
         assert buffer.catalog.kept() == {2: 1}
     with Observations.open(old.observations, writable=True) as observations:
@@ -81,7 +82,7 @@ def test_the_next_start_upgrades_it(old, small) -> None:
 
 
 def test_the_start_upgrades_both_also_where_nothing_observes(old) -> None:
-    assert prepare(old) == ["databases"]
+    assert prepare(old) == ["databases", "filters"]
     with closing(Catalog.open(old.catalog, writable=False)) as catalog:
         assert [record.id for record in catalog.records()] == [1, 2, 3]
     with Observations.open(old.observations, writable=False) as observations:

@@ -136,8 +136,15 @@ def test_a_catalog_of_another_mfmd(whole, sql):
     assert "99" in found[0].detail and str(SCHEMA_VERSION) in found[0].detail
 
 
+def test_a_catalog_without_filters_is_brought_up(whole, sql, expect):
+    sql("ALTER TABLE frames DROP COLUMN resample", "PRAGMA user_version = 4")
+    expect("catalog_schema")
+    assert {record.resample for record in records(whole)} == {""}
+
+
 def test_an_older_catalog_is_brought_up(whole, sql, expect):
     sql(
+        "ALTER TABLE frames DROP COLUMN resample",
         "DROP INDEX frames_by_source",
         "DROP INDEX frames_by_capture",
         "ALTER TABLE frames DROP COLUMN source",

@@ -1,6 +1,9 @@
-"""CamVid, day to dusk, every arm with the same step budget: the gain of each recipe, with and without MFM.
+"""From a source to a target, every arm with the same step budget: the gain of each recipe, with and without MFM.
 
     python benchmarks/adaptation.py --data ../shared/data/camvid --work /tmp/adaptation
+    python benchmarks/adaptation.py --data ../shared/data/fundus --work /tmp/fundus --starts retina --arms source dacs
+
+CamVid, day to dusk, or with `--starts retina` photographs of retinas, DRIVE to STARE (arms without thing classes).
 
 It trains missing source models, runs missing runs (one JSON line a run in WORK/results.jsonl), and prints
 the tables for docs/explanation/benchmarks.md; curves go to `--out`. With `--continual` the arms go through fog, rain,
@@ -16,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from adaptation_arms import ARMS, STARTS
+from adaptation_arms import ALL_STARTS, ARMS, STARTS
 from adaptation_report import draw_curves, report
 from adaptation_runs import Run, execute, prepare_start
 from continual import execute_continual
@@ -57,18 +60,18 @@ def sentence(line: dict[str, Any]) -> str:
     head = f"{line['start']:7}{line['arm']:16}{line['seed']} "
     if "matrix" in line:
         return head + " | ".join(" ".join(f"{100 * value:.1f}" for value in row) for row in line["matrix"])
-    return head + (
-        f"{json.dumps(line['extra'])} dusk {100 * line['candidate_dusk']:.1f} "
-        f"day {100 * line['candidate_day']:.1f}, training {line['train_seconds']:.0f} s of {line['seconds']:.0f} s"
-    )
+    data_set = ALL_STARTS[line["start"]].data_set
+    scores = " ".join(f"{part} {100 * line[f'candidate_{part}']:.1f}" for part in (data_set.target, data_set.source))
+    training = f"training {line['train_seconds']:.0f} s of {line['seconds']:.0f} s"
+    return head + f"{json.dumps(line['extra'])} {scores}, {training}"
 
 
 def arguments_of() -> argparse.Namespace:
     """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with day_train, day_val and dusk_stream")
+    parser.add_argument("--data", type=Path, required=True, help="folder of CamVid, or of the retina photographs")
     parser.add_argument("--work", type=Path, required=True, help="folder of source models, buffers and results")
-    parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
+    parser.add_argument("--starts", nargs="+", choices=list(ALL_STARTS), default=list(STARTS))
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="steps of every arm (default: the preset's round.steps)")
@@ -79,7 +82,10 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--results", help="name of the results file in --work")
     parser.add_argument("--out", type=Path, default=Path("out/adaptation"), help="folder of tables and curves")
     parser.add_argument("--report-only", action="store_true", help="run nothing, report what is there")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.continual and not STARTS.keys() >= set(arguments.starts):
+        parser.error(f"--continual: only from the starts of CamVid: {', '.join(STARTS)}")
+    return arguments
 
 
 def runs_of(arguments: argparse.Namespace) -> list[Run]:

@@ -1,17 +1,17 @@
-"""What `adaptation.py` compares: starting points and arms, as settings on top of the preset `camvid_adaptation`."""
+"""What `adaptation.py` compares: starting points and arms, as settings on top of the preset of their data set."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from adaptation_sets import CAMVID, FUNDUS, DataSet
 from added_terms import PAIRS, TERMS
 
 from configs.recipe import RECIPES
 from configs.settings import Settings
 
-PRESET = Path(__file__).parent.parent / "configs" / "presets" / "camvid_adaptation.yaml"
 MFM_OFF = {"mfm.enabled": False}
 MFM_ON = {"mfm.enabled": True}
 THINGS = {"recipe.thing_classes": ["sign", "car", "pedestrian", "bicyclist"]}
@@ -24,8 +24,16 @@ MASKED = {
     "recipe.feature_distance_weight": 0.0,
     "recipe.rare_class_sampling": False,
     "recipe.ema_decay": 0.99,
+    **{f"recipe.margin_{side}": 0.0 for side in ("top", "bottom", "left", "right")},
 }
 """MIC's loss over DACS."""
+NEAR = {
+    "recipe.name": "daformer",
+    "recipe.rare_class_sampling": False,
+    "recipe.ema_decay": 0.99,
+    **{f"recipe.margin_{side}": 0.0 for side in ("top", "bottom")},
+}
+"""DACS with DAFormer's feature distance to the released network, over every class."""
 
 STRONG = {
     "pretrain.advanced.jitter": 0.5,
@@ -52,7 +60,9 @@ class Arm:
     trains: bool = True
     """Off: the start itself is scored."""
     recipe: str | None = None
-    """The arm that this one adds Masked Feature Modeling or another term to."""
+    """The arm that this one adds Masked Feature Modeling, another term, or a measure against forgetting to."""
+    averages: bool = False
+    """Whether averages of candidate and start (`round.advanced.average_ratios`) are scored too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +73,15 @@ class Start:
     """As the table names it."""
     settings: Overrides = field(default_factory=dict)
     """Beyond the preset's."""
+    data_set: DataSet = CAMVID
 
 
 STARTS = {
     "mild": Start("mild: flip, scale, mild jitter"),
     "strong": Start("strong: also strong photometric augmentation", STRONG),
 }
+"""Of CamVid."""
+ALL_STARTS = STARTS | {"retina": Start("retina: `fundus.py --seeds 1`", {"pretrain.advanced.seed": 1}, FUNDUS)}
 
 ARMS = {
     "source": Arm("source only", {}, trains=False),
@@ -108,23 +121,46 @@ def term_arms() -> dict[str, Arm]:
     return found
 
 
-ARMS |= term_arms()
+MEASURES: dict[str, tuple[str, Overrides]] = {
+    "distance": ("feature distance", {**NEAR, "recipe.feature_distance_weight": 0.005}),
+    "distance_10": ("feature distance, 10 times its weight", {**NEAR, "recipe.feature_distance_weight": 0.05}),
+    "anchor_20": ("anchor 20", {"recipe.anchor_weight": 20.0}),
+    "anchor_100": ("anchor 100", {"recipe.anchor_weight": 100.0}),
+}
+"""What may keep the source: title and settings."""
+FREE_MEASURES: dict[str, tuple[str, Overrides]] = {
+    "anchor_0": ("no anchor", {"recipe.anchor_weight": 0.0}),
+    "anchor_100": ("anchor 100", {"recipe.anchor_weight": 100.0}),
+}
+"""The same without source images, where an anchor of 20 is the default."""
 
 
-def settings_of(data: Path, state: Path, *layers: Overrides) -> Settings:
-    """Return the preset with the paths of `data` and `state`, then each of `layers`; later layers win.
+def forgetting_arms() -> dict[str, Arm]:
+    """Return the averages of DACS + MFM with its start, and each measure against forgetting over it."""
+    found = {}
+    for host, measures in (("dacs_mfm", MEASURES), ("source_free_mfm", FREE_MEASURES)):
+        base, prefix = ARMS[host], "forget" if ARMS[host].source else "forget_free"
+        found[prefix] = replace(base, averages=True)
+        for name, (title, settings) in measures.items():
+            found[f"{prefix}_{name}"] = replace(
+                base, title=f"{base.title}, {title}", settings={**base.settings, **settings}, recipe=prefix
+            )
+    return found
+
+
+FORGETTING = forgetting_arms()
+ARMS |= term_arms() | FORGETTING
+
+
+def settings_of(start: Start, data: Path, work: Path, state: Path, *layers: Overrides) -> Settings:
+    """Return the preset of `start` with the paths, its settings, then each of `layers`; later layers win.
 
     The preset's recipe settings apply to each recipe that has them.
     """
-    values = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
+    values = yaml.safe_load(start.data_set.preset.read_text(encoding="utf-8"))
     values["state"], values["watch"] = str(state), {"folder": str(state / "drop")}
-    values["source"] = {
-        "images": str(data / "day_train" / "images"),
-        "labels": str(data / "day_train" / "labels"),
-        "validation_images": str(data / "day_val" / "images"),
-        "validation_labels": str(data / "day_val" / "labels"),
-    }
-    override(values, *layers)
+    values["source"] = {name: str(folder) for name, folder in start.data_set.folders(data, work).items()}
+    override(values, start.settings, *layers)
     return Settings.model_validate(values)
 
 

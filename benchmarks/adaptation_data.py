@@ -1,7 +1,7 @@
 """Images of the benchmark: labelled parts for scoring, and the target in a real frame buffer."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,14 +78,15 @@ def _new_frame(one: LabelledImage, number: int, settings: Settings) -> NewFrame:
     )
 
 
-def score(network: nn.Module, images: Iterable[LabelledImage], settings: Settings) -> Evaluation:
-    """Return the mIoU of `network` (in eval mode) on frames of `settings.buffer`, at the labels' resolution."""
+def predicted(network: nn.Module, images: Iterable[LabelledImage], settings: Settings) -> Iterator[Pixels]:
+    """Yield the masks of `network` (in eval mode) from frames of `settings.buffer`, at the labels' resolution."""
     height, width = settings.buffer.height, settings.buffer.width
-
-    def mask(one: LabelledImage) -> Pixels:
+    for one in images:
         size = (one.label.shape[0], one.label.shape[1])
-        return np.asarray(segment_fitted(network, [fit_frame(one.image, height, width)], [size])[0].cpu())
+        yield np.asarray(segment_fitted(network, [fit_frame(one.image, height, width)], [size])[0].cpu())
 
-    return evaluate_masks(
-        ((mask(one), one.label) for one in images), [entry.name for entry in settings.classes], IGNORED
-    )
+
+def score(network: nn.Module, images: Sequence[LabelledImage], settings: Settings) -> Evaluation:
+    """Return the mIoU of what `predicted` yields."""
+    pairs = zip(predicted(network, images, settings), (one.label for one in images), strict=True)
+    return evaluate_masks(pairs, [entry.name for entry in settings.classes], IGNORED)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptation_arms import ARMS, STARTS
+from adaptation_arms import ALL_STARTS, ARMS
 
 Line = Mapping[str, Any]
 NOT_RUN = "-"
@@ -14,7 +14,7 @@ NOT_RUN = "-"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Mean and deviation over seeds, in points of mIoU."""
+    """Mean and deviation over seeds, in points."""
 
     mean: float
     deviation: float
@@ -26,7 +26,7 @@ class Figure:
 
 
 def figure(shares: Sequence[float]) -> Figure:
-    """Return the figure of mIoUs given as shares (0-1). Raises ValueError if there are none."""
+    """Return the figure of scores given as shares (0-1). Raises ValueError if there are none."""
     if not shares:
         raise ValueError("no runs to average")
     points = [100.0 * share for share in shares]
@@ -40,41 +40,61 @@ def of_arm(lines: Iterable[Line], start: str, arm: str) -> list[Line]:
     )
 
 
-def paired_gain(lines: Sequence[Line], start: str, arm: str, recipe: str, part: str = "dusk") -> Figure | None:
-    """Return the mean gain of `arm` over `recipe` at the same seed; None if they share no seed."""
-    mine, theirs = ({line["seed"]: line for line in of_arm(lines, start, name)} for name in (arm, recipe))
-    field = f"candidate_{part}"
-    gains = [mine[seed][field] - theirs[seed][field] for seed in sorted(mine.keys() & theirs.keys())]
+def values(lines: Iterable[Line], start: str, arm: str, name: str) -> dict[int, float]:
+    """Return the value of the field `name` by seed, of the runs of one arm from one start that have it."""
+    return {line["seed"]: line[name] for line in of_arm(lines, start, arm) if name in line}
+
+
+def paired_gain(mine: Mapping[int, float], theirs: Mapping[int, float]) -> Figure | None:
+    """Return the mean gain over the same seeds; None if they share none."""
+    gains = [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
     return figure(gains) if gains else None
 
 
 def table(lines: Sequence[Line], start: str) -> str:
     """Return a markdown table: one row an arm, with its gain over the start and over the arm that it extends."""
-    rows = [
-        "| arm | dusk mIoU | over the start | over its recipe | day mIoU | day change | seeds | s a run |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    before = of_arm(lines, start, "source")
+    data_set = ALL_STARTS[start].data_set
+    head = ["arm"]
+    for part in (data_set.target, data_set.source):
+        head += [f"{part} {data_set.measure}", "over the start", "over its recipe"]
+        head += [f"{part} IoU: {name}" for name in data_set.shown]
+    rows = [f"| {' | '.join(head)} | seeds | s a run |", "|---" * (len(head) + 2) + "|"]
     for name, arm in ARMS.items():
         runs = of_arm(lines, start, name)
         if not runs:
             continue
-        dusk, day = (figure([run[f"candidate_{part}"] for run in runs]) for part in ("dusk", "day"))
-        gain = paired_gain(lines, start, name, arm.recipe) if arm.recipe else None
-        changes = [
-            f"{value.mean - 100.0 * before[0][f'candidate_{part}']:+.1f}" if before else NOT_RUN
-            for part, value in (("dusk", dusk), ("day", day))
-        ]
-        over = NOT_RUN if gain is None else f"{gain.mean:+.1f} ± {gain.deviation:.1f}"
-        seconds = statistics.mean(run["train_seconds"] for run in runs)
-        rows.append(
-            f"| {arm.title} | {dusk} | {changes[0]} | {over} | {day} | {changes[1]} | {dusk.seeds} | {seconds:.0f} |"
-        )
+        seconds = f"{statistics.mean(run['train_seconds'] for run in runs):.0f}"
+        rows.append(_row(lines, start, (arm.title, name, "candidate"), (arm.recipe, "candidate"), seconds))
+        for share in sorted({key.split("_")[1] for run in runs for key in run if key.startswith("average_")}):
+            title = f"{arm.title}, {share} % of it averaged with the start"
+            rows.append(_row(lines, start, (title, name, f"average_{share}"), (name, "candidate"), seconds))
     return "\n".join(rows) + "\n"
 
 
-def class_table(lines: Sequence[Line], start: str, arms: Sequence[str], part: str = "dusk") -> str:
-    """Return a markdown table: IoU by class on `part`, mean over seeds, one row an arm."""
+def _row(
+    lines: Sequence[Line], start: str, mine: tuple[str, str, str], other: tuple[str | None, str], seconds: str
+) -> str:
+    """Return the row of `mine` (title, arm, network) compared with `other` (arm, network)."""
+    data_set, (title, arm, network), (recipe, base) = ALL_STARTS[start].data_set, mine, other
+    cells, seeds = [title], 0
+    for part in (data_set.target, data_set.source):
+        scores = values(lines, start, arm, f"{network}_{part}")
+        mean, seeds = figure(list(scores.values())), len(scores)
+        before = values(lines, start, "source", f"candidate_{part}").values()
+        gain = paired_gain(scores, values(lines, start, recipe, f"{base}_{part}")) if recipe else None
+        cells += [
+            str(mean),
+            f"{mean.mean - figure(list(before)).mean:+.1f}" if before else NOT_RUN,
+            NOT_RUN if gain is None else f"{gain.mean:+.1f} ± {gain.deviation:.1f}",
+        ]
+        ious = [run[f"{network}_{part}_iou"] for run in of_arm(lines, start, arm) if f"{network}_{part}_iou" in run]
+        cells += [str(figure([iou[name] for iou in ious])) for name in data_set.shown]
+    return f"| {' | '.join(cells)} | {seeds} | {seconds} |"
+
+
+def class_table(lines: Sequence[Line], start: str, arms: Sequence[str]) -> str:
+    """Return a markdown table: IoU by class on the target, mean over seeds, one row an arm."""
+    part = ALL_STARTS[start].data_set.target
     chosen = [(arm, of_arm(lines, start, arm)) for arm in arms]
     present = [(arm, runs) for arm, runs in chosen if runs]
     if not present:
@@ -90,15 +110,15 @@ def class_table(lines: Sequence[Line], start: str, arms: Sequence[str], part: st
 def report(lines: Sequence[Line]) -> str:
     """Return all tables of all starts that were run."""
     parts = []
-    for start, description in STARTS.items():
+    for start, description in ALL_STARTS.items():
         if any(line["start"] == start for line in lines):
-            best = ("source", "dacs", "dacs_mfm", "daformer_mfm", "mic_mfm")
+            best = () if description.data_set.shown else ("source", "dacs", "dacs_mfm", "daformer_mfm", "mic_mfm")
             parts += [f"**{description.title}**\n", table(lines, start), class_table(lines, start, best)]
     return "\n".join(parts)
 
 
 def draw_curves(lines: Sequence[Line], start: str, path: Path) -> bool:
-    """Draw the student's dusk and day mIoU over the steps, one line an arm; return False without curves."""
+    """Draw the student's scores over the steps, target and source, one line an arm; return False without curves."""
     if not any(line["curve"] for line in lines if line["start"] == start):
         return False
     import matplotlib  # drawing is optional: a machine that only runs needs no matplotlib
@@ -107,17 +127,18 @@ def draw_curves(lines: Sequence[Line], start: str, path: Path) -> bool:
     from matplotlib import pyplot
 
     figure_, axes = pyplot.subplots(1, 2, figsize=(13, 4.2))
-    before = of_arm(lines, start, "source")
+    data_set, before = ALL_STARTS[start].data_set, of_arm(lines, start, "source")
+    parts = (data_set.target, data_set.source)
     for name, arm in ARMS.items():
         runs = [run for run in of_arm(lines, start, name) if run["curve"]]
         if not runs:
             continue
-        for axis, part in zip(axes, ("dusk", "day"), strict=True):
+        for axis, part in zip(axes, parts, strict=True):
             steps, means = mean_curve(runs, part)
             first = [100.0 * before[0][f"candidate_{part}"]] if before else []
             axis.plot([0] * len(first) + steps, first + means, label=arm.title, linewidth=1.4, **_look(name))
-    for axis, part in zip(axes, ("dusk", "day"), strict=True):
-        axis.set(xlabel="step", ylabel=f"{part} mIoU (%)", title=f"{part}, student, {start} start")
+    for axis, part in zip(axes, parts, strict=True):
+        axis.set(xlabel="step", ylabel=f"{part} {data_set.measure} (%)", title=f"{part}, student, {start} start")
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure_.tight_layout()
@@ -129,7 +150,9 @@ def draw_curves(lines: Sequence[Line], start: str, path: Path) -> bool:
 
 def _look(name: str) -> dict[str, Any]:
     """Return the line style: the recipe's colour, dashed with MFM and dotted for its control."""
-    recipe = ARMS[name].recipe or name
+    recipe = name
+    while (other := ARMS[recipe].recipe) is not None:
+        recipe = other
     recipes = [arm for arm in ARMS if ARMS[arm].recipe is None]
     style = {"mfm": "--", "control": ":"}.get(name.removeprefix(recipe).removeprefix("_"), "-")
     return {"color": f"C{recipes.index(recipe)}", "linestyle": style}

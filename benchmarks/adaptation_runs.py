@@ -4,14 +4,15 @@ import copy
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
-from adaptation_arms import ARMS, STARTS, Arm, Overrides, settings_of
-from adaptation_data import fill_buffer, labelled_part, score
+from adaptation_arms import ALL_STARTS, ARMS, Arm, Overrides, Start, settings_of
+from adaptation_data import fill_buffer
 from torch import Tensor
 
 from adapters.checkpoints.checkpoint import load_version
@@ -31,7 +32,6 @@ from storage.rounds.records import RoundSpec
 LEARNING = {"network", "pretrain", "buffer", "mfm", "recipe", "round"}
 """Sections of the settings that decide what is learnt."""
 START_VERSION = 1
-CLASSES = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,11 @@ class Run:
     """The run that one line of the results describes."""
 
     data: Path
-    """Folder with day_train, day_val and dusk_stream."""
+    """Folder of the data set: with day_train, day_val and dusk_stream, or with drive and stare."""
     work: Path
     """Folder of source models, buffers and results; never inside the repository."""
     start: str
-    """Key of STARTS."""
+    """Key of ALL_STARTS."""
     arm: str
     """Key of ARMS."""
     seed: int
@@ -53,10 +53,15 @@ class Run:
     extra: Overrides = field(default_factory=dict)
     """Settings beyond those of preset, start and arm."""
 
+    @property
+    def begins(self) -> Start:
+        """What the run starts from."""
+        return ALL_STARTS[self.start]
+
     def settings(self) -> Settings:
         """Return the settings of this run."""
-        layers = (STARTS[self.start].settings, ARMS[self.arm].settings, self.extra, {"round.advanced.seed": self.seed})
-        return settings_of(self.data, start_state(self), *layers)
+        layers = (ARMS[self.arm].settings, self.extra, {"round.advanced.seed": self.seed})
+        return settings_of(self.begins, self.data, self.work, start_state(self), *layers)
 
     def key(self) -> str:
         """Return a key that two runs share only if everything that determines their results is equal."""
@@ -71,7 +76,7 @@ def digested(settings: Settings, sections: set[str]) -> dict[str, Any]:
 
 def start_state(run: Run) -> Path:
     """Return the state directory of a run's source model; it depends on the settings."""
-    settings = settings_of(run.data, run.work, STARTS[run.start].settings, run.extra)
+    settings = settings_of(run.begins, run.data, run.work, run.work, run.extra)
     part = digested(settings, {"network", "pretrain", "buffer"})
     return run.work / "starts" / f"{run.start}-{digest_of(json.dumps(part, sort_keys=True).encode())[:8]}"
 
@@ -79,13 +84,14 @@ def start_state(run: Run) -> Path:
 def prepare_start(run: Run) -> None:
     """Train the source model of `run` and fill its buffer with the target, unless that is done."""
     torch.set_num_threads(1)
-    settings = run.settings()
+    settings, data_set = run.settings(), run.begins.data_set
+    data_set.prepare(run.data, run.work)
     layout = StateLayout(settings.state)
     if not layout.checkpoints.is_dir() or not CheckpointRegistry(layout.checkpoints).versions():
         began = time.monotonic()
         manifest = pretrain(settings)
         print(f"{run.start}: {time.monotonic() - began:.0f} s, {manifest.scores}", flush=True)
-    fill_buffer(settings.state, settings, labelled_part(run.data / "dusk_stream", CLASSES))
+    fill_buffer(settings.state, settings, data_set.parts(run.data)[data_set.target])
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -94,9 +100,9 @@ def execute(run: Run) -> dict[str, Any]:
     settings, arm, began = run.settings(), ARMS[run.arm], time.monotonic()
     curve: list[dict[str, float]] = []
     if arm.trains:
-        candidate, trained = adapt(settings, arm, watch=_watch(run, settings, curve))
+        adapted = adapt(settings, arm, watch=_watch(run, settings, curve))
     else:
-        candidate, trained = source_model(settings), 0.0
+        adapted = Adapted(source_model(settings), 0.0)
     line: dict[str, Any] = {
         "key": run.key(),
         "start": run.start,
@@ -105,9 +111,11 @@ def execute(run: Run) -> dict[str, Any]:
         "extra": dict(run.extra),
         "settings": digested(settings, LEARNING),
         "curve": curve,
-        "train_seconds": trained,
-        **_final("candidate", run, settings, candidate),
+        "train_seconds": adapted.seconds,
+        **_final("candidate", run, settings, adapted.candidate),
     }
+    for name, average in adapted.averages.items():
+        line |= _final(name, run, settings, average)
     return line | {"seconds": time.monotonic() - began}
 
 
@@ -117,13 +125,23 @@ def source_model(settings: Settings) -> SegmentationNetwork:
     return load_version(registry, START_VERSION, torch.device("cpu"))[0]
 
 
+class Adapted(NamedTuple):
+    """What one round gives."""
+
+    candidate: SegmentationNetwork
+    seconds: float
+    """Of its training."""
+    averages: Mapping[str, SegmentationNetwork] = MappingProxyType({})
+    """Averages of candidate and first weights by name, if the arm wants them."""
+
+
 def adapt(
     settings: Settings,
     arm: Arm,
     student: SegmentationNetwork | None = None,
     watch: Callable[[int, SegmentationNetwork], None] | None = None,
-) -> tuple[SegmentationNetwork, float]:
-    """Return the candidate of one round on the frames of `settings.state`, and the seconds of its training.
+) -> Adapted:
+    """Run one round on the frames of `settings.state`.
 
     It starts from `student`, which is trained in place, or from the source model. `watch(steps done, student)` is
     called after each step. Raises TrainingFailed at a loss that is not finite.
@@ -133,6 +151,7 @@ def adapt(
     with inputs.buffer:
         if student is not None:
             inputs = replace(inputs, student=student.requires_grad_(True))  # the teacher of before needed no gradients
+        first = copy.deepcopy(inputs.student)
         training = Training(inputs)
         began, losses = time.monotonic(), list[Tensor]()
         for step in range(settings.round.steps):
@@ -143,7 +162,9 @@ def adapt(
         trained = time.monotonic() - began
         if losses and not bool(torch.stack(losses).isfinite().all()):
             raise TrainingFailed("a loss was not finite")
-        return training.candidate(), trained
+        candidate = training.candidate()
+        others = training.other_candidates(candidate, first) if arm.averages else {}
+        return Adapted(candidate, trained, {name: others[name] for name in others if name.startswith("average")})
 
 
 def _spec(settings: Settings) -> RoundSpec:
@@ -172,15 +193,13 @@ def _watch(
     def watch(step: int, student: SegmentationNetwork) -> None:
         if step % run.every == 0:
             scores = _final("student", run, settings, copy.deepcopy(student).eval())
-            curve.append({"step": step, "dusk": scores["student_dusk"], "day": scores["student_day"]})
+            parts = (run.begins.data_set.target, run.begins.data_set.source)
+            curve.append({"step": step, **{part: scores[f"student_{part}"] for part in parts}})
 
     return watch
 
 
 def _final(prefix: str, run: Run, settings: Settings, network: SegmentationNetwork) -> dict[str, Any]:
-    """Return mIoU and IoU by class (0-1) on dusk and day."""
-    result: dict[str, Any] = {}
-    for name, part in (("dusk", "dusk_stream"), ("day", "day_val")):
-        evaluation = score(network, labelled_part(run.data / part, CLASSES), settings)
-        result |= {f"{prefix}_{name}": evaluation.miou, f"{prefix}_{name}_iou": evaluation.iou}
-    return result
+    """Return the scores of the run's data set, each name after `prefix`."""
+    scores = run.begins.data_set.scores(network, run.data, settings)
+    return {f"{prefix}_{name}": value for name, value in scores.items()}

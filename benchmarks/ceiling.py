@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from adaptation_arms import ARMS, STARTS
 from adaptation_data import LabelledImage, labelled_part, score
-from adaptation_runs import CLASSES, Run, adapt, prepare_start, source_model
+from adaptation_runs import Run, adapt, prepare_start, source_model
+from adaptation_sets import CLASSES
 
 from adapters.networks.network import SegmentationNetwork
 from configs.settings import Settings
@@ -87,9 +88,9 @@ def main() -> int:
         run = Run(arguments.data.resolve(), arguments.work.resolve(), start, "dacs", arguments.seed, 0, extra)
         prepare_start(run)
         print(row("the start", run, source_model(run.settings())), flush=True)
-        print(row("DACS, no dusk labels", run, adapt(run.settings(), ARMS["dacs"])[0]), flush=True)
+        print(row("DACS, no dusk labels", run, adapt(run.settings(), ARMS["dacs"]).candidate), flush=True)
         for case in CASES:
-            candidate, _ = adapt(settings_with_labels(run, case), ARMS["dacs"])
+            candidate = adapt(settings_with_labels(run, case), ARMS["dacs"]).candidate
             print(row(f"DACS, dusk labels: {case}", run, candidate), flush=True)
     return 0
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from adaptation_arms import ARMS
 from adaptation_data import LabelledImage, fill_buffer, labelled_part, score, transformed
-from adaptation_runs import CLASSES, Run, adapt, source_model
+from adaptation_runs import Run, adapt, source_model
+from adaptation_sets import CLASSES
 from shifts import sequence
 
 from adapters.networks.network import SegmentationNetwork
@@ -47,7 +48,7 @@ def execute_continual(run: Run) -> dict[str, Any]:
             advanced = settings.round.advanced.model_copy(update={"seed": run.seed + STAGE_STRIDE * number})
             seeded = settings.round.model_copy(update={"advanced": advanced})
             staged = settings.model_copy(update={"state": state, "round": seeded})
-            network, _ = adapt(staged, ARMS[run.arm], network)
+            network = adapt(staged, ARMS[run.arm], network).candidate
         matrix.append(_row(network, stages, settings))
     return {
         "key": "continual-" + run.key(),

@@ -56,15 +56,29 @@ class Data:
     """By label file."""
 
 
-def read_data(data: Path, root: Path) -> Data:
-    """Sort DRIVE into folders of `root`, as the settings want it, and choose the hidden images of STARE."""
-    stare, source = pair_up(data / "stare"), dict[str, Path]()
+def source_folders(root: Path) -> dict[str, Path]:
+    """Return where `sort_drive` puts images and labels, as the settings name them."""
+    parts = {"": "train", "validation_": "validation"}
+    return {
+        f"{prefix}{kind}": root / "drive" / parts[prefix] / kind for prefix in parts for kind in ("images", "labels")
+    }
+
+
+def sort_drive(data: Path, root: Path) -> dict[str, Path]:
+    """Copy DRIVE into folders of `root`, training images apart from those of validation; return the folders."""
+    folders = source_folders(root)
     for pair in pair_up(data / "drive"):
-        prefix, part = ("", "train") if int(pair.image.stem) >= FIRST_TRAINED else ("validation_", "validation")
+        prefix = "" if int(pair.image.stem) >= FIRST_TRAINED else "validation_"
         for kind, file in (("images", pair.image), ("labels", pair.label)):
-            folder = source.setdefault(prefix + kind, root / "drive" / part / kind)
+            folder = folders[prefix + kind]
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / file.name)
+    return folders
+
+
+def read_data(data: Path, root: Path) -> Data:
+    """Sort DRIVE into folders of `root`, as the settings want it, and choose the hidden images of STARE."""
+    stare, source = pair_up(data / "stare"), sort_drive(data, root)
     hidden = stare[HIDDEN]
     held_out = pair_up(source["validation_images"].parent)
     truths = {pair.label: Truth.of(read_mask(pair.label)) for pair in [*stare, *held_out]}

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from adaptation_arms import STARTS
 from adaptation_data import LabelledImage, labelled_part, score
-from adaptation_runs import CLASSES, Run, prepare_start, source_model
+from adaptation_runs import Run, prepare_start, source_model
+from adaptation_sets import CLASSES
 from numpy.typing import NDArray
 from serving_options import OPTIONS
 

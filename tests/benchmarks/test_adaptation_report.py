@@ -1,14 +1,17 @@
 """Arithmetic of the benchmark's tables: means, deviations, paired gains, forgetting; and which runs are missing."""
 
 import json
+from pathlib import Path
 
 import pytest
 from adaptation import missing, read_results
-from adaptation_arms import ARMS, STARTS, settings_of
+from adaptation_arms import ALL_STARTS, ARMS, FORGETTING, STARTS, settings_of
 from adaptation_report import draw_curves, figure, mean_curve, paired_gain, table
 from adaptation_runs import Run
 from added_terms import PAIRS, TERMS
 from continual_report import continual_report, draw_drift, forgetting, mean_matrix, on_current
+
+from configs.settings import Settings
 
 
 def line(arm: str, seed: int, dusk: float, day: float = 0.5) -> dict:
@@ -41,17 +44,31 @@ def test_mean_and_sample_deviation_in_points() -> None:
 
 
 def test_gain_is_paired_by_seed() -> None:
-    gain = paired_gain(LINES, "mild", "dacs_mfm", "dacs")
+    gain = paired_gain({0: 0.32, 1: 0.37, 2: 0.9}, {1: 0.34, 0: 0.30})
     assert gain is not None
     assert gain.mean == pytest.approx(2.5) and gain.deviation == pytest.approx(0.7071, abs=1e-3)
-    assert paired_gain([*LINES[:2], LINES[3]], "mild", "dacs_mfm", "dacs") is None
+    assert paired_gain({0: 0.3}, {1: 0.4}) is None
 
 
-def test_table_has_gain_over_start_and_recipe_and_day_change() -> None:
+def test_table_has_gain_over_start_and_recipe_on_both_parts() -> None:
     rows = table(LINES, "mild").splitlines()
-    assert "| DACS | 32.0 ± 2.8 | +12.0 | - | 50.0 ± 1.4 | +0.0 | 2 | 10 |" in rows
-    assert "| DACS + MFM | 34.5 ± 3.5 | +14.5 | +2.5 ± 0.7 | 50.0 ± 0.0 | +0.0 | 2 | 10 |" in rows
+    assert "| DACS | 32.0 ± 2.8 | +12.0 | - | 50.0 ± 1.4 | +0.0 | - | 2 | 10 |" in rows
+    assert "| DACS + MFM | 34.5 ± 3.5 | +14.5 | +2.5 ± 0.7 | 50.0 ± 0.0 | +0.0 | +0.0 ± 1.4 | 2 | 10 |" in rows
     assert len(rows) == 2 + 3
+
+
+def test_averages_have_rows_beside_the_candidate_that_they_are_of() -> None:
+    lines = [line("forget", seed, 0.40, 0.48) | {"average_50_dusk": 0.39, "average_50_day": 0.50} for seed in (0, 1)]
+    rows = table([*lines, line("forget_anchor_20", 1, 0.39, 0.49)], "mild").splitlines()
+    assert rows[3].startswith("| DACS + MFM, 50 % of it averaged with the start | 39.0 ± 0.0 | - | -1.0 ± 0.0 | 50.0")
+    assert rows[4].endswith("| 49.0 | - | +1.0 ± 0.0 | 1 | 10 |")
+
+
+def test_retina_tables_have_the_iou_of_vessels() -> None:
+    scores = {"candidate_STARE": 0.78, "candidate_DRIVE": 0.8}
+    ious = {f"{name}_iou": {"vessel": value - 0.1} for name, value in scores.items()}
+    rows = table([{"start": "retina", "arm": "dacs", "seed": 1, "train_seconds": 9.0, **scores, **ious}], "retina")
+    assert "| DACS | 78.0 | - | - | 68.0 | 80.0 | - | - | 70.0 | 1 | 9 |" in rows
 
 
 def test_curves_are_averaged_where_all_runs_were_scored() -> None:
@@ -77,12 +94,17 @@ def settings_of_terms(arm: str) -> set[str]:
     return {name for term, added in (TERMS | PAIRS).items() if arm.endswith(f"_{term}") for name in added.advanced}
 
 
+def settings_from(start: str, arm: str, folder: Path) -> Settings:
+    """Settings of an arm from a start, without its data."""
+    return settings_of(ALL_STARTS[start], folder, folder, folder, ARMS[arm].settings)
+
+
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm not in FORGETTING])
 def test_every_arm_is_a_valid_configuration_and_differs_from_its_recipe_in_one_term_only(tmp_path, start, arm) -> None:
-    settings = settings_of(tmp_path, tmp_path, STARTS[start].settings, ARMS[arm].settings)
+    settings = settings_from(start, arm, tmp_path)
     if ARMS[arm].recipe is not None:
-        other = settings_of(tmp_path, tmp_path, STARTS[start].settings, ARMS[ARMS[arm].recipe].settings)
+        other = settings_from(start, ARMS[arm].recipe, tmp_path)
         added = [section for section, _ in settings.recipe.advanced if section in settings_of_terms(arm)]
         mine = settings.recipe.advanced.model_copy(
             update={name: getattr(other.recipe.advanced, name) for name in added}
@@ -91,6 +113,25 @@ def test_every_arm_is_a_valid_configuration_and_differs_from_its_recipe_in_one_t
         assert bool(added) != (settings.mfm.enabled and not other.mfm.enabled), "MFM, or another term"
         assert settings.model_copy(update={"mfm": other.mfm, "recipe": recipe}) == other != settings
         assert ARMS[arm].source == ARMS[ARMS[arm].recipe].source
+
+
+@pytest.mark.parametrize("arm", FORGETTING)
+def test_a_measure_against_forgetting_changes_the_recipe_alone(tmp_path, arm) -> None:
+    settings, source = settings_from("strong", arm, tmp_path), ARMS[arm].source
+    other = settings_from("strong", "dacs_mfm" if source else "source_free_mfm", tmp_path)
+    assert (settings == other) == ARMS[arm].averages
+    assert settings.model_copy(update={"recipe": other.recipe}) == other
+    shared = {"ema_decay", "threshold", "margin_top", "margin_bottom", "class_balance", "jitter", "thing_classes"}
+    assert settings.recipe.model_dump(include=shared) == other.recipe.model_dump(include=shared)
+    assert ARMS[arm].averages or source == ARMS[ARMS[arm].recipe].source
+
+
+@pytest.mark.parametrize("arm", ["dacs_mfm", "dacs_dida", "dacs_masked", "bn"])
+def test_arms_keep_what_the_retina_preset_says(tmp_path, arm) -> None:
+    settings = settings_from("retina", arm, tmp_path)
+    assert [entry.name for entry in settings.classes] == ["background", "vessel"] and settings.round.steps == 100
+    assert settings.pretrain.advanced.seed == 1 and settings.recipe.margin_bottom == 0.0
+    assert arm == "bn" or not settings.recipe.advanced.classmix
 
 
 def test_finished_runs_are_skipped_and_other_settings_are_other_runs(tmp_path) -> None:

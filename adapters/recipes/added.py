@@ -4,7 +4,6 @@ from adapters.recipes.blda import Blda
 from adapters.recipes.class_confidence import ClassConfidence
 from adapters.recipes.complementary import complementary_term
 from adapters.recipes.dida import Dida
-from adapters.recipes.foundation import FoundationDistance
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import Term
 from adapters.recipes.terms import with_mfm
@@ -19,6 +18,8 @@ def with_added(inputs: RecipeInputs[SelfTrainingSettings], terms: list[Term]) ->
     if advanced.complementary.enabled:
         added.append(complementary_term)
     if advanced.foundation.enabled:
+        from adapters.recipes.foundation import FoundationDistance  # loads transformers for seconds
+
         added.append(FoundationDistance(inputs))
     if advanced.blda.enabled:
         added.append(Blda(inputs))

@@ -86,7 +86,7 @@ def small_settings(folder: Path, **sections: dict[str, Any]) -> Settings:
             "height": 32, "width": 48, "capacity_frames": 64, "holdout_fraction": 0.3,
             "reserve_bytes": 0, "advanced": {"tile": 16},
         },
-        "network": {"name": "daformer", "encoder": "mit_tiny", "channels": 16},
+        "network": {"name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 16},
         "mfm": {"ablation": {"dim": 32, "heads": 4, "grid": 4, "blocks": 1}},
         "round": {
             "steps": 2, "batch_size": 1, "crop_height": 32, "crop_width": 32,

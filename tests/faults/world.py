@@ -73,7 +73,7 @@ def settings(root: Path, **sections: dict[str, Any]) -> Settings:
             "height": HEIGHT, "width": WIDTH, "capacity_frames": CAPACITY, "holdout_fraction": 0.3,
             "reserve_bytes": 0, "advanced": {"tile": 16},
         },
-        "network": {"name": "daformer", "encoder": "mit_tiny", "channels": 16},
+        "network": {"name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 16},
         "source": {"images": root / "images", "labels": root / "labels"},
     }  # fmt: skip
     for name, section in sections.items():

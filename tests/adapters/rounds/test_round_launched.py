@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 DEADLINE = 120.0
 """Longest wait for a condition on a busy machine (seconds)."""
 LAUNCH = (
-    *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
+    *(sys.executable, "-m", "accelerate.commands.launch"),
     *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"),
     *("-m", "adapters.round"),
 )

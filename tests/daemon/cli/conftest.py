@@ -20,7 +20,7 @@ CONFIG = """\
 classes: demo
 watch: {folder: drop}
 buffer: {height: 48, width: 64, capacity_frames: 32, reserve_bytes: 0, advanced: {tile: 32}}
-network: {name: daformer, encoder: mit_tiny, channels: 16}
+network: {name: deeplabv3plus, encoder: resnet_tiny, channels: 16}
 control: {port: 0}
 serving: {port: 0, device: cpu, threads: 1}
 """

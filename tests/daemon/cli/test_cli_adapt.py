@@ -34,7 +34,7 @@ CONFIG = """\
 classes: demo
 watch: {folder: drop, stability_seconds: 0.1, advanced: {rescan_seconds: 0.5}}
 buffer: {height: 32, width: 32, capacity_frames: 32, reserve_bytes: 0, holdout_fraction: 0.4, advanced: {tile: 32}}
-network: {name: daformer, encoder: mit_tiny, channels: 16}
+network: {name: deeplabv3plus, encoder: resnet_tiny, channels: 16}
 mfm: {ablation: {dim: 16, heads: 4, blocks: 1}}
 round: {steps: 1, device: cpu, advanced: {threads: 1}, crop_height: 32, crop_width: 32, batch_size: 1}
 schedule: {enabled: false, min_frames: 12}

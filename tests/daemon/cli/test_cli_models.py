@@ -22,7 +22,7 @@ classes: demo
 watch: {folder: drop}
 source: {images: day, labels: truth}
 buffer: {height: 48, width: 64, capacity_frames: 32, reserve_bytes: 0, advanced: {tile: 32}}
-network: {name: daformer, encoder: mit_tiny, channels: 16}
+network: {name: deeplabv3plus, encoder: resnet_tiny, channels: 16}
 pretrain: {steps: 3, batch_size: 2, crop_height: 32, crop_width: 32}
 round: {device: cpu, advanced: {threads: 1}}
 serving: {port: 0, device: cpu, threads: 1}

@@ -10,7 +10,7 @@ from daemon.rounds.launch import launch_command
 def test_the_command_hands_the_spec_to_accelerate(make_settings, tmp_path, monkeypatch):
     spec = tmp_path / "spec.json"
     command = launch_command(make_settings().round, spec)
-    assert command[:5] == [sys.executable, "-P", "-m", "accelerate.commands.accelerate_cli", "launch"]
+    assert command[:4] == [sys.executable, "-P", "-m", "accelerate.commands.launch"]
     assert command[-3:] == ["-m", "adapters.round", str(spec)]
     assert "--cpu" in command
     assert Path(command[command.index("--config_file") + 1]).parent.name == "configs", "not the user's own"

@@ -95,7 +95,9 @@ class FoundationSettings(Section):
     directory: ConfigPath | None = None
     """Local directory of a DINOv2 in Hugging Face format (config.json and safetensors), of any size."""
     weight: Positive = 0.1
-    """Weight of the distance."""
+    """Weight of the distance on target images."""
+    source_weight: NotNegative = 0.1
+    """Weight of the distance on whole source images, from the pass that learns their labels (VFM-UDA++); 0 is off."""
     tokens: PositiveInt = 29
     """Tokens on the shorter side of the image that the frozen encoder sees: 29 of 14 pixels, an image of 406."""
     block: Fraction = 0.0625

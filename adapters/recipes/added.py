@@ -17,12 +17,12 @@ def with_added(inputs: RecipeInputs[SelfTrainingSettings], terms: list[Term]) ->
         added.append(ClassConfidence(inputs))
     if advanced.complementary.enabled:
         added.append(complementary_term)
-    if advanced.foundation.enabled:
+    if advanced.blda.enabled:
+        added.append(Blda(inputs))
+    if advanced.foundation.enabled:  # behind BLDA, which replaces the comparison that this one adds to
         from adapters.recipes.foundation import FoundationDistance  # loads transformers for seconds
 
         added.append(FoundationDistance(inputs))
-    if advanced.blda.enabled:
-        added.append(Blda(inputs))
     if advanced.dida.enabled:
         dida = Dida(inputs)
         added += [dida.source, dida]

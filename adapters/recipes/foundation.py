@@ -2,9 +2,11 @@
 
 A reading of OMUDA's feature level (Ou et al., arXiv 2512.12303), of which only the abstract is public:
 "feature-distillation masking transfers knowledge from pre-trained models". Distance and constants are those of
-VFM-UDA++ (Englert et al., arXiv 2503.10685), which shows the student whole images; masks are those of MaskTwins.
+VFM-UDA++ (Englert et al., arXiv 2503.10685), which shows the student whole images; masks are those of MaskTwins. As in
+VFM-UDA++, the source images have the same distance, whole, from the pass that learns their labels.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +17,11 @@ from adapters.augmentation.augment import normalise_unit, strong_augment
 from adapters.errors import AdapterError
 from adapters.networks.encoders.dinov2 import PATCH, DinoV2Encoder, load_dinov2
 from adapters.networks.initialisation import LayerNorm2d
+from adapters.networks.training_pass import IGNORE_INDEX
 from adapters.recipes.recipe import RecipeInputs
-from adapters.recipes.self_training import StepImages, TermModule
+from adapters.recipes.self_training import StepImages, Supervised, TermModule
 from adapters.recipes.terms import mask_blocks
+from adapters.self_training.pseudo_labels import mean_over
 from configs.recipe import SelfTrainingSettings
 
 WIDENING = 4
@@ -55,6 +59,20 @@ class FoundationDistance(TermModule):
         )
         self.to(inputs.accelerator.device)
 
+    def prepare(self, inputs: RecipeInputs[Any], images: StepImages) -> StepImages:
+        """Add `foundation_source` to the losses of the source pass, whose maps it shares (`source_weight`)."""
+        weight, whole, compare = self._settings.source_weight, images.source, images.compare
+        if weight == 0.0 or whole is None:
+            return images
+
+        def compared(inputs: RecipeInputs[Any], seen: Supervised) -> dict[str, Tensor]:
+            losses = compare(inputs, seen)
+            if seen.name == "source":
+                losses["foundation_source"] = weight * self.distance(seen.encoded.features[0][-1], whole, seen.labels)
+            return losses
+
+        return replace(images, compare=compared)
+
     def forward(self, inputs: RecipeInputs[Any], images: StepImages) -> dict[str, Tensor]:
         """Return `foundation`: the distance on the jittered, blurred and masked target, times its weight.
 
@@ -64,10 +82,22 @@ class FoundationDistance(TermModule):
         augmented = normalise_unit(strong_augment(images.target, inputs.recipe, draws))
         masked = mask_blocks(augmented, settings.block, settings.ratio, draws)
         with inputs.autocast():
-            wanted = self.seen_whole(normalise_unit(images.target))
             deepest = inputs.student.encode(inputs.student.views(masked, draws)[0].images)[-1]
-            projected = F.interpolate(self.projection(deepest), wanted.shape[-2:], mode="bilinear", align_corners=False)
-        return {"foundation": settings.weight * feature_distance(projected.float(), wanted.float())}
+            distance = self.distance(deepest, images.target, images.pseudo.labels)
+        return {"foundation": settings.weight * distance}
+
+    def distance(self, deepest: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the distance of the student's map [B, C, h, w] to the frozen one's of `images` [B, 3, H, W], a scalar.
+
+        `images` are in [0, 1]. A token counts when at least half of its pixels have a label in `labels` [B, H, W]: the
+        rest is padding, or unlabelled source; ours.
+        """
+        wanted = self.seen_whole(normalise_unit(images))
+        size = wanted.shape[-2:]
+        projected = F.interpolate(self.projection(deepest), size, mode="bilinear", align_corners=False)
+        labelled = (labels != IGNORE_INDEX).float().unsqueeze(1)
+        counted = F.interpolate(labelled, size, mode="area").squeeze(1) >= 0.5
+        return feature_distance(projected.float(), wanted.float(), counted)
 
     @torch.no_grad()
     def seen_whole(self, images: Tensor) -> Tensor:
@@ -83,11 +113,14 @@ class FoundationDistance(TermModule):
         return tokens
 
 
-def feature_distance(one: Tensor, other: Tensor) -> Tensor:
-    """Return 0.1 * smooth L1 + 0.9 * (1 - cosine) over channels, the mean over positions of [B, C, h, w], a scalar."""
-    smooth = F.smooth_l1_loss(one, other)
-    cosine = F.cosine_similarity(one, other, dim=1).mean()
-    return SMOOTH_SHARE * smooth + (1.0 - SMOOTH_SHARE) * (1.0 - cosine)
+def feature_distance(one: Tensor, other: Tensor, counted: Tensor) -> Tensor:
+    """Return 0.1 * smooth L1 + 0.9 * (1 - cosine) over channels of [B, C, h, w], a scalar.
+
+    It is the mean over the `counted` positions, bool [B, h, w], of all processes; 0 without any.
+    """
+    smooth = F.smooth_l1_loss(one, other, reduction="none").mean(dim=1)
+    cosine = F.cosine_similarity(one, other, dim=1)
+    return mean_over(SMOOTH_SHARE * smooth + (1.0 - SMOOTH_SHARE) * (1.0 - cosine), counted)
 
 
 SMOOTH_SHARE = 0.1

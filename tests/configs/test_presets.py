@@ -144,4 +144,5 @@ def test_vfmuda_preset_has_the_constants_of_the_paper() -> None:
     assert recipe.masked_image_weight == 1.0 and recipe.advanced.masked_image_ratio == 0.7
     assert recipe.advanced.masked_image_block == pytest.approx(64 / 1120, rel=0.01)
     foundation = recipe.advanced.foundation
-    assert foundation.enabled and (foundation.weight, foundation.tokens, foundation.ratio) == (0.1, 29, 0.0)
+    assert foundation.enabled and (foundation.tokens, foundation.ratio) == (29, 0.0)
+    assert foundation.weight == foundation.source_weight == 0.1

@@ -24,7 +24,7 @@ LOSSES = {
     "blda": ["source_quantile", "mix_quantile"],
     "dida": ["dida_source", "dida_source_noise", "dida", "dida_noise"],
     "class_confidence": [],
-    "foundation": ["foundation"],
+    "foundation": ["foundation_source", "foundation"],
 }
 """What each term adds to the losses of a step."""
 TEACHING = [name for name, recipe in RECIPES.items() if not recipe.test_time and name not in ("plugin", "hrda")]

@@ -12,11 +12,14 @@ from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.errors import AdapterError, NetworkMismatch, UnsupportedModel
 from adapters.networks.build import build_network
 from adapters.networks.encoders.dinov2 import build_dinov2, load_dinov2
+from adapters.networks.training_pass import IGNORE_INDEX
 from adapters.recipes.foundation import FoundationDistance, feature_distance
 from adapters.recipes.recipe import Recipe
 from configs.network import Architecture
 from tests.adapters.recipes.recipe_steps import CLASSES, CROP, batch, gradients, network, recipe_of
 from tests.sections import recipe_settings
+
+EVERYWHERE = torch.ones(2, 5, 8, dtype=torch.bool)
 
 
 @pytest.fixture
@@ -40,26 +43,29 @@ def term_of(recipe: Recipe) -> FoundationDistance:
 def test_constants_are_the_published_ones_and_it_is_off() -> None:
     settings = recipe_settings().advanced.foundation
     assert not settings.enabled and (settings.weight, 14 * settings.tokens) == (0.1, 406)
-    assert (settings.block, settings.ratio) == (1 / 16, 0.5)
+    assert (settings.source_weight, settings.block, settings.ratio) == (0.1, 1 / 16, 0.5)
 
 
 def test_distance_is_a_tenth_smooth_l1_and_the_rest_cosine() -> None:
     generator = np.random.default_rng(0)
     one, other = generator.normal(0, 1.5, (2, 2, 6, 3, 4))
-    total = 0.0
+    total, counted = 0.0, generator.random((2, 3, 4)) < 0.6
     for image, row, column in np.ndindex(2, 3, 4):
+        if not counted[image, row, column]:
+            continue
         a, b = one[image, :, row, column], other[image, :, row, column]
         far = np.abs(a - b)
         smooth = np.where(far < 1, 0.5 * far**2, far - 0.5).mean()
         total += 0.1 * smooth + 0.9 * (1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-    found = feature_distance(torch.tensor(one), torch.tensor(other))
-    assert found.item() == pytest.approx(total / 24, rel=1e-9)
-    assert feature_distance(torch.tensor(one), torch.tensor(one)).item() == pytest.approx(0.0, abs=1e-12)
+    found = feature_distance(torch.tensor(one), torch.tensor(other), torch.tensor(counted))
+    assert found.item() == pytest.approx(total / counted.sum(), rel=1e-6)
+    alike = feature_distance(torch.tensor(one), torch.tensor(one), torch.tensor(counted))
+    assert alike.item() == pytest.approx(0.0, abs=1e-12)
 
 
 def test_the_student_sees_a_masked_image_and_the_frozen_encoder_the_whole_one(directory: Path) -> None:
     student = network()
-    recipe = recipe_of(student, **on(directory))
+    recipe = recipe_of(student, **on(directory, source_weight=0.0))
     seen: list[torch.Tensor] = []
     student.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     losses, term = recipe.step(batch()).losses, term_of(recipe)
@@ -72,7 +78,38 @@ def test_the_student_sees_a_masked_image_and_the_frozen_encoder_the_whole_one(di
     assert wanted.shape == (2, 96, 5, 8)
     projected = term.projection(network().encode(seen[-1])[-1])
     projected = torch.nn.functional.interpolate(projected, (5, 8), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(losses["foundation"], 0.1 * feature_distance(projected, wanted).detach())
+    torch.testing.assert_close(losses["foundation"], 0.1 * feature_distance(projected, wanted, EVERYWHERE).detach())
+
+
+def test_padding_does_not_count(directory: Path) -> None:
+    recipe, step = recipe_of(network(), **on(directory)), batch()
+    images, labels = to_unit(step.target.images), torch.zeros(2, *CROP, dtype=torch.int64)
+    labels[:, :, CROP[1] // 2 :] = IGNORE_INDEX
+    term = term_of(recipe)
+    deepest = network().encode(normalise_unit(images))[-1].detach()
+    found = term.distance(deepest, images, labels)
+    wanted = term.seen_whole(normalise_unit(images))
+    projected = torch.nn.functional.interpolate(term.projection(deepest), (5, 8), mode="bilinear")
+    left = feature_distance(projected[..., :4], wanted[..., :4], EVERYWHERE[..., :4])
+    torch.testing.assert_close(found, left)
+    assert not torch.isclose(found, feature_distance(projected, wanted, EVERYWHERE))
+    assert term.distance(deepest, images, torch.full_like(labels, IGNORE_INDEX)) == 0
+
+
+@pytest.mark.parametrize("blda", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_the_source_has_the_same_distance_from_its_own_pass(directory: Path, blda: bool) -> None:
+    student = network()
+    recipe = recipe_of(student, **on(directory, source_weight=0.3), blda={"enabled": blda})
+    seen: list[torch.Tensor] = []
+    student.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    step = batch()
+    losses, term = recipe.step(step).losses, term_of(recipe)
+    source = normalise_unit(to_unit(step.source.images))
+    assert len(seen) == 3 and torch.equal(seen[0], source), "no pass is added for it"
+    projected = term.projection(network().encode(source)[-1])
+    projected = torch.nn.functional.interpolate(projected, (5, 8), mode="bilinear", align_corners=False)
+    wanted = 0.3 * feature_distance(projected, term.seen_whole(source), EVERYWHERE)
+    torch.testing.assert_close(losses["foundation_source"], wanted.detach())
 
 
 def test_of_context_and_detail_only_the_context_is_encoded(directory: Path) -> None:

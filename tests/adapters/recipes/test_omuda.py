@@ -31,7 +31,7 @@ def test_its_losses_are_those_of_its_levels(tmp_path: Path) -> None:
     )
     losses = recipe.step(batch()).losses
     context = ["complementary", "complementary_distance"]
-    assert list(losses) == ["source", "feature_distance", "mix", *context, "foundation", "mfm"]
+    assert list(losses) == ["source", "foundation_source", "feature_distance", "mix", *context, "foundation", "mfm"]
     assert set(recipe.modules()) == {"student", "teacher", "rebuilder", "class_confidence", "foundation"}
     assert all(loss.isfinite() for loss in losses.values())
 

@@ -26,44 +26,49 @@ def build_optimizer(
     """Build AdamW: encoder at `learning_rate`, decoder `head_multiplier` times faster, Rebuilder at `rebuilder_lr`.
 
     Modules `added` to the training, by name, learn as the network does: what lies in an `encoder` at the encoder's
-    rate, the rest at the decoder's. Vectors and scalars (norm layers, biases) get no weight decay. Raises
-    NetworkMismatch when the encoder has no layers for `layer_decay`.
+    rates, layer by layer where it has layers, the rest at the decoder's. Vectors and scalars (norm layers, biases) get
+    no weight decay. Raises NetworkMismatch when the network's encoder has no layers for `layer_decay`.
     """
     rate, decay = settings.learning_rate, settings.advanced.weight_decay
+    if settings.advanced.layer_decay < 1.0 and not _layers(network.encoder):
+        raise NetworkMismatch(
+            f"optim.advanced.layer_decay is {settings.advanced.layer_decay}, but this network's encoder has no layers "
+            "in order: set it to 1, or take a DINOv2 or DINOv3 encoder (network.encoder)"
+        )
     groups = [
-        *_encoder_groups(network.encoder, settings),
+        *_encoder_groups("", network.encoder, settings),
         *_groups("decoder", network.decoder.parameters(), rate * settings.head_multiplier, decay),
     ]
     if rebuilder is not None:
         groups += _groups("rebuilder", rebuilder.parameters(), rebuilder_lr, decay)
     for name, module in (added or {}).items():
-        inner, outer = list[nn.Parameter](), list[nn.Parameter]()
-        for path, parameter in module.named_parameters():
-            (inner if path.startswith("encoder.") else outer).append(parameter)
-        groups += _groups(f"{name}_encoder", inner, rate, decay)
+        inner = getattr(module, "encoder", None)
+        if isinstance(inner, nn.Module):
+            groups += _encoder_groups(f"{name}_", inner, settings)
+        outer = (value for path, value in module.named_parameters() if not path.startswith("encoder."))
         groups += _groups(name, outer, rate * settings.head_multiplier, decay)
     return torch.optim.AdamW(groups, fused=True)
 
 
-def _encoder_groups(encoder: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
-    """Return the encoder's groups: its layers, first ones slower; an adapter around it at the decoder's rate."""
+def _layers(encoder: nn.Module) -> list[nn.Module]:
+    """Return the parts of `encoder` in order, empty when it does not name them."""
+    return list(encoder.layers()) if isinstance(encoder, LayeredEncoder) else []
+
+
+def _encoder_groups(prefix: str, encoder: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
+    """Return an encoder's groups: its layers, first ones slower; an adapter around it at the decoder's rate."""
     rate, decay, layer_decay = settings.learning_rate, settings.advanced.weight_decay, settings.advanced.layer_decay
-    layered = encoder if isinstance(encoder, LayeredEncoder) else LayeredEncoder()
-    layers = list(layered.layers()) if layer_decay < 1.0 else []
-    if layer_decay < 1.0 and not layers:
-        raise NetworkMismatch(
-            f"optim.advanced.layer_decay is {layer_decay}, but this network's encoder has no layers in order: set it "
-            "to 1, or take a DINOv2 or DINOv3 encoder (network.encoder)"
-        )
-    adapter = [parameter for part in layered.added() for parameter in part.parameters()]
-    groups = _groups("adapter", adapter, rate * settings.head_multiplier, decay)
+    layers = _layers(encoder) if layer_decay < 1.0 else []
+    around = encoder.added() if isinstance(encoder, LayeredEncoder) else ()
+    adapter = [parameter for part in around for parameter in part.parameters()]
+    groups = _groups(f"{prefix}adapter", adapter, rate * settings.head_multiplier, decay)
     taken = {id(parameter) for parameter in adapter}
     for index, layer in enumerate(layers):
         slower = layer_decay ** (len(layers) - 1 - index)
-        groups += _groups(f"encoder_layer_{index}", layer.parameters(), rate * slower, decay)
+        groups += _groups(f"{prefix}encoder_layer_{index}", layer.parameters(), rate * slower, decay)
         taken |= {id(parameter) for parameter in layer.parameters()}
     rest = [parameter for parameter in encoder.parameters() if id(parameter) not in taken]
-    return [*_groups("encoder", rest, rate, decay), *groups]
+    return [*_groups(f"{prefix}encoder", rest, rate, decay), *groups]
 
 
 def _groups(name: str, parameters: Iterable[nn.Parameter], rate: float, decay: float) -> list[dict[str, Any]]:

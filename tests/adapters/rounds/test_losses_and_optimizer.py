@@ -1,5 +1,7 @@
 """Weighted cross-entropy, pseudo-labels, parameter groups and the learning rate."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -103,6 +105,13 @@ def test_early_layers_learn_more_slowly_and_the_adapter_as_the_decoder() -> None
     )
     members = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(members) == sorted(id(value) for value in network.parameters() if value.requires_grad)
+    settings = section(OptimSettings, learning_rate=1e-3, layer_decay=0.9)
+    copied = torch.nn.ModuleDict({"encoder": copy.deepcopy(network.encoder), "head": torch.nn.Linear(2, 2)})
+    groups = {
+        group["name"]: group["lr"] for group in build_optimizer(network, settings, added={"t": copied}).param_groups
+    }
+    assert all(groups[f"t_{name}"] == groups[name] for name in rates if name != "decoder")
+    assert groups["t"] == groups["t_adapter"] == groups["decoder"] and "t_encoder" not in groups
     plain = build_optimizer(network, OptimSettings(learning_rate=1e-3)).param_groups
     assert {group["name"]: group["lr"] for group in plain}["encoder"] == 1e-3
 

@@ -127,6 +127,25 @@ def test_new_directions_leave_the_network_as_it_is() -> None:
     assert (term.axes.gather(0, term.axes.abs().argmax(0, keepdim=True)) > 0).all(), "whatever sign eigh gives them"
 
 
+def test_directions_follow_the_eigenvectors_without_a_solver(monkeypatch) -> None:
+    """A GPU would be waited for by the solver at every turn."""
+    term = directions_of(recipe_of(network(), name="gold"))
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        basis = torch.linalg.qr(torch.randn(len(term.gram), len(term.gram), generator=generator)).Q[
+            :, : len(term.axes.T)
+        ]
+        term.axes.copy_(basis)
+        near = torch.linalg.qr(basis + 0.05 * torch.randn(basis.shape, generator=generator)).Q
+        strength = 0.7 ** torch.arange(basis.shape[1])
+        term.gram.copy_(near * strength @ near.T)
+    expected = torch.linalg.eigh(term.gram).eigenvectors.flip(1)[:, : basis.shape[1]]
+    monkeypatch.setattr(torch.linalg, "eigh", None)
+    term.turn()
+    torch.testing.assert_close((term.axes.T @ expected).abs(), torch.eye(basis.shape[1]), atol=1e-3, rtol=0)
+    assert (term.axes.gather(0, term.axes.abs().argmax(0, keepdim=True)) > 0).all()
+
+
 def test_a_network_without_one_linear_classifier_is_refused() -> None:
     with pytest.raises(NetworkMismatch, match=r"recipe\.name: 'gold'.*has 0 of them.*tent or dacs"):
         recipe_of(network("deeplabv2"), name="gold")

@@ -113,11 +113,11 @@ def verify(numbers: NumbersArgument = None, config: ConfigOption = DEFAULT_CONFI
     """Hash the files of versions (all if none is named) and compare them with the manifests; exit 1 on damage."""
     from storage.errors import CorruptCheckpoint
 
-    registry, rows = registry_of(running_settings(config)), []
+    registry, rows, intact = registry_of(running_settings(config)), [], set[str]()
     for number in numbers or registry.versions():
         damage = None
         try:
-            registry.verify(number)
+            registry.verify(number, intact=intact)
         except CorruptCheckpoint as error:
             damage = str(error)
         rows.append({"version": number, "ok": damage is None, "damage": damage})

@@ -4,7 +4,7 @@ Moves that no verdict asks for are in `moves.py`. No torch: the control plane an
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -159,10 +159,14 @@ def _decided(
     serving = registry.serving()
     unchanged = serving is not None and serving.version == spec.incumbent
     if scores.status == "completed" and scores.candidate is not None and unchanged:
-        incumbent = registry.weights_path(spec.incumbent)
+        incumbent = registry.weight_files(spec.incumbent)
         found = {
             name: model.model_copy(
-                update={"missing": sorted({*model.missing, *_other_tensors(_weights(folder, scores, name), incumbent)})}
+                update={
+                    "missing": sorted(
+                        {*model.missing, *_other_tensors(registry, _weights(folder, scores, name), incumbent)}
+                    )
+                }
             )
             for name, model in scores.candidates().items()
         }
@@ -178,18 +182,18 @@ def _decided(
     return verdict
 
 
-def _other_tensors(candidate: Path, incumbent: Path) -> list[str]:
+def _other_tensors(registry: CheckpointRegistry, candidate: Path, incumbent: Sequence[Path]) -> list[str]:
     """Return names of tensors that differ in presence, type or shape; an unreadable candidate differs as a whole.
 
     Raises CorruptCheckpoint when the incumbent cannot be read.
     """
     try:
-        expected = tensor_headers(incumbent)
+        expected = tensor_headers(*incumbent)
     except CorruptCheckpoint as error:
         raise CorruptCheckpoint(f"{error}; roll back") from error
     try:
-        return differing_tensors(expected, tensor_headers(candidate))
-    except CorruptCheckpoint as error:
+        return differing_tensors(expected, tensor_headers(*registry.with_base(candidate)))
+    except (CorruptCheckpoint, FileNotFoundError) as error:
         return [f"{candidate.name} cannot be read ({error})"]
 
 

@@ -48,8 +48,7 @@ class VersionDiff(ActivityPart):
 def diff_versions(registry: CheckpointRegistry, first: int, second: int, *, weights: bool = True) -> VersionDiff:
     """Compare two versions, without `weights` only their manifests. Raises UnknownVersion or CorruptCheckpoint."""
     one, other = registry.manifest(first), registry.manifest(second)
-    files = (registry.weights_path(first), registry.weights_path(second))
-    changes = weight_changes(*files) if weights else []
+    changes = weight_changes(registry.weight_files(first), registry.weight_files(second)) if weights else []
     compared = [change.relative for change in changes if change.relative is not None]
     known = bool(one.settings and other.settings)
     return VersionDiff(

@@ -29,7 +29,7 @@ ERRORS = frozenset(
 LEFTOVERS = frozenset(
     {
         "unfinished", "shard_orphan", "lease_stale", "observation_orphan", "history_torn", "source_old",
-        "golden_missing", "kept_stale", "comparison_stale",
+        "golden_missing", "kept_stale", "comparison_stale", "base_unused",
     }
 )  # fmt: skip
 """Codes of leftovers of a crash: harmless, and their owner removes them at the next start."""

@@ -19,11 +19,11 @@ TORN = "history.torn"
 
 
 def check_versions(scope: Scope) -> Iterator[Problem]:
-    """Return versions whose manifest or files differ from the published ones, and unreadable kept manifests."""
-    registry = CheckpointRegistry(scope.layout.checkpoints)
+    """Return versions that differ from what was published, unreadable kept manifests, and bases of no version."""
+    registry, intact = CheckpointRegistry(scope.layout.checkpoints), set[str]()
     for version in registry.versions():
         try:
-            damage = _damage(registry, version, scope.read_data)
+            damage = _damage(registry, version, scope.read_data, intact)
         except NewerRecord as error:
             yield newer(registry.folder(version), error)
             continue
@@ -37,6 +37,9 @@ def check_versions(scope: Scope) -> Iterator[Problem]:
         except CorruptCheckpoint:
             detail = "the manifest of a removed version cannot be read: the released model may be unknown"
             yield Problem("pruned_damaged", path, detail, "restore it from a backup")
+    for path in registry.unused_bases():
+        remedy = f"nothing, because retention removes it; {REPAIR} removes it now"
+        yield Problem("base_unused", path, "no version names this base", remedy, registry.remove_unused_bases)
 
 
 def check_refs(scope: Scope) -> Iterator[Problem]:
@@ -80,9 +83,9 @@ def check_history(scope: Scope) -> Iterator[Problem]:
         yield Problem("history_torn", path, detail, remedy, partial(_sort_out, path))
 
 
-def _damage(registry: CheckpointRegistry, version: int, read_data: bool) -> str:
+def _damage(registry: CheckpointRegistry, version: int, read_data: bool, intact: set[str] | None = None) -> str:
     try:
-        registry.verify(version, content=read_data)
+        registry.verify(version, content=read_data, intact=intact)
     except NewerRecord:
         raise
     except (CorruptCheckpoint, UnknownVersion) as error:

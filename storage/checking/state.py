@@ -122,7 +122,7 @@ def _check_leftovers(scope: Scope) -> Iterator[Problem]:
 def _folders(layout: StateLayout) -> Iterator[Path]:
     yield from (layout.root, layout.buffer, layout.frames_zarr, layout.frames_zarr / buffer_files.ARRAY)
     yield from (layout.source, layout.canary, *layout.canary_sets, layout.rounds, layout.checkpoints)
-    yield from (layout.checkpoints / name for name in ("versions", "refs", "pruned"))
+    yield from (layout.checkpoints / name for name in ("versions", "refs", "pruned", "bases"))
     yield from sorted((layout.checkpoints / "versions").glob("[0-9]*"))
     yield from (layout.comparisons, *sorted(layout.comparisons.glob("[0-9]*")))
     yield from (layout.shadow, *sorted(layout.shadow.glob("[0-9]*")))

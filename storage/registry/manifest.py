@@ -30,9 +30,10 @@ class BufferSnapshot(Record):
 class Manifest(Record):
     """`manifest.json` of a version: everything needed to rebuild, verify and explain it."""
 
-    newest_format: ClassVar[int] = 2
-    schema_version: Literal[1, 2] = 2
-    """Version of this layout: 2 since `snapshot`, `settings` and `code`; a manifest of 1 has none of them."""
+    newest_format: ClassVar[int] = 3
+    schema_version: Literal[1, 2, 3] = 2
+    """Version of this layout: 2 since `snapshot`, `settings` and `code`; a manifest of 1 has none of them. 3 with a
+    `base`, and only then."""
     version: int = 0
     """Number of the version; assigned by the registry."""
     parent: int | None = None
@@ -75,6 +76,9 @@ class Manifest(Record):
     """The gate's verdict, for a round's version; None while it runs in the shadow before the verdict."""
     files: dict[str, FileHash] = Field(default_factory=dict)
     """Files by name; filled by the registry."""
+    base: FileHash | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The file of frozen tensors that the version shares with others; None: its own file holds all. Filled by the
+    registry."""
 
 
 class Ref(Record):

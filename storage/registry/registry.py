@@ -4,6 +4,7 @@ versions/000042/{manifest.json, model.safetensors}    appears complete or not at
 refs/{serving, previous, shadow, pinned-000003}       one small JSON each
 history.jsonl                                         a line is durable before its ref moves
 pruned/000003.json                                    manifests of versions whose weights were removed
+bases/SHA256.safetensors                              frozen tensors that versions share, see bases.py
 """
 
 import time
@@ -33,11 +34,17 @@ class CheckpointRegistry(Versions):
         self._refs = Refs(root / "refs")
         self._history = root / "history.jsonl"
 
-    def add(self, weights: Path, manifest: Manifest, by: str, reason: str = "") -> Manifest:
-        """Copy a weights file in as the next version; return the manifest with number and hashes."""
+    def add(
+        self, weights: Path, manifest: Manifest, by: str, reason: str = "", *, base: Path | None = None
+    ) -> Manifest:
+        """Copy a weights file in as the next version; return the manifest with number and hashes.
+
+        `base` is the file of the base that `weights` names, which may be left out when a version has it already.
+        Raises CorruptCheckpoint when it is then missing, or has another digest; nothing is added.
+        """
         with self._writing():
             version = max(self.given(), default=0) + 1  # no number twice, not even that of a pruned version
-            self._publish(version, weights, manifest)
+            self._publish(version, weights, manifest, base)
             self._append(_event("added", version, by, reason, round=manifest.round))
             return self.manifest(version)
 
@@ -259,14 +266,20 @@ class CheckpointRegistry(Versions):
         return self.state().removable(self.versions(), self._protected() | set(spare), keep)
 
     def prune(self, keep: int, spare: Collection[int] = (), *, by: str = "retention") -> list[int]:
-        """Remove the versions of `prunable`; return the numbers."""
+        """Remove the versions of `prunable`, then bases that no version names any more; return the numbers."""
         with self._writing():
             removed = self.prunable(keep, spare)
             for version in removed:
                 self._keep_manifest(version)
                 self._append(_event("pruned", version, by, f"keep {keep}"))
                 durable.retire_directory(self.folder(version))
+            self._remove_unused_bases()
             return removed
+
+    def remove_unused_bases(self) -> None:
+        """Remove bases that no version names: a killed process left them."""
+        with self._writing():
+            self._remove_unused_bases()
 
     def _protected(self) -> set[int]:
         serving, *others = self.serving(), *(self.ref(name) for name in OTHER_REFS)
@@ -362,6 +375,7 @@ class CheckpointRegistry(Versions):
         with durable.exclusive_lock(self.root / ".lock"):
             for folder in folders:
                 durable.remove_partials(folder)
+            self.bases.remove_partials()
             self._refs.keep_spares()
             spares.keep_space_behind(self._history)
             yield

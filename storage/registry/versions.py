@@ -1,8 +1,12 @@
-"""Folders of versions, each complete or absent: manifest and weights, verified by the hashes in the manifest."""
+"""Folders of versions, each complete or absent: manifest and weights, verified by the hashes in the manifest.
+
+The weights of a version lie in its own file, or in that and in the base that its manifest names (`bases.py`).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -10,10 +14,13 @@ from storage import durable
 from storage.durable.digest import digest_of
 from storage.durable.record import validated
 from storage.errors import CorruptCheckpoint, NewerRecord, NewerVersion, UnknownVersion
+from storage.registry.bases import Bases, base_named_in
 from storage.registry.files import NO_FILE, listed, numbers, read_small
 from storage.registry.manifest import Manifest
 
 WEIGHTS = "model.safetensors"
+WITH_BASE: Literal[3] = 3
+"""Format of a manifest that names a base; without one it stays as before, so that an older mfmd reads it."""
 MANIFEST = "manifest.json"
 MOST_MANIFEST_BYTES = 1 << 26
 """Largest size of a manifest (bytes), with room to spare."""
@@ -25,6 +32,8 @@ class Versions:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._folders, self._pruned = root / "versions", root / "pruned"
+        self.bases = Bases(root / "bases")
+        """Frozen tensors that versions share."""
 
     def versions(self) -> list[int]:
         """Return the numbers of the versions on disk, ascending."""
@@ -35,16 +44,31 @@ class Versions:
         return self._folders / f"{version:06d}"
 
     def weights_path(self, version: int) -> Path:
-        """Return the safetensors file of a version. Raises UnknownVersion."""
+        """Return the safetensors file of a version itself: all weights but its base. Raises UnknownVersion."""
         return self._existing(version) / WEIGHTS
+
+    def weight_files(self, version: int) -> tuple[Path, ...]:
+        """Return the safetensors files that together hold the weights of a version: its own, then its base, if any.
+
+        Raises UnknownVersion, or CorruptCheckpoint when its manifest cannot be read.
+        """
+        base, weights = self.manifest(version).base, self.weights_path(version)
+        return (weights, self.bases.path(base.sha256)) if base is not None else (weights,)
+
+    def with_base(self, weights: Path) -> tuple[Path, ...]:
+        """Return a weights file that is no version yet, and the base that it names, if any. Raises OSError."""
+        base = base_named_in(weights)
+        return (weights, self.bases.path(base)) if base is not None else (weights,)
 
     def manifest(self, version: int) -> Manifest:
         """Return the manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
         with self._while_there(self._existing(version)) as folder:
             return read_manifest(folder / MANIFEST)
 
-    def verify(self, version: int, *, content: bool = True) -> None:
-        """Compare every file of a version with its manifest; without `content` only its size.
+    def verify(self, version: int, *, content: bool = True, intact: set[str] | None = None) -> None:
+        """Compare every file of a version with its manifest, its base included; without `content` only their sizes.
+
+        `intact`: digests of bases that need not be read again; that of this version joins them.
 
         Raises UnknownVersion or CorruptCheckpoint.
         """
@@ -58,6 +82,12 @@ class Versions:
                     raise CorruptCheckpoint(f"{path}: {size} bytes, expected {expected.size}")
                 if content and digest_of(path) != expected.sha256:
                     raise CorruptCheckpoint(f"{path}: content does not match the SHA-256 in the manifest")
+            if content and base_named_in(folder / WEIGHTS) != (manifest.base and manifest.base.sha256):
+                raise CorruptCheckpoint(f"{folder / MANIFEST}: names another base than {WEIGHTS} beside it")
+            if manifest.base is not None:
+                known = intact if intact is not None else set()
+                self.bases.verify(manifest.base, content=content and manifest.base.sha256 not in known)
+                known.add(manifest.base.sha256)
 
     def released(self, version: int) -> int:
         """Return the released model: the oldest ancestor of `version` still present, or `version` itself.
@@ -78,8 +108,25 @@ class Versions:
             return False
         return True
 
-    def _publish(self, version: int, weights: Path, manifest: Manifest) -> None:
-        """Copy weights in as `version`: the folder appears complete or not at all."""
+    def unused_bases(self) -> list[Path]:
+        """Return the files of bases that no version names; none while a manifest cannot be read."""
+        if not self.bases.folder.is_dir():
+            return []
+        try:
+            manifests = [self.manifest(version) for version in self.versions()]
+        except (UnknownVersion, CorruptCheckpoint):
+            return []
+        return self.bases.unused({item.base.sha256 for item in manifests if item.base is not None})
+
+    def _remove_unused_bases(self) -> None:
+        for path in self.unused_bases():
+            durable.remove_file(path)
+
+    def _publish(self, version: int, weights: Path, manifest: Manifest, base: Path | None) -> None:
+        """Copy weights in as `version`, the base first: the folder appears complete or not at all."""
+        if (digest := base_named_in(weights)) is not None:
+            kept = self.bases.keep(digest, base)
+            manifest = manifest.model_copy(update={"base": kept, "schema_version": WITH_BASE})
         temporary = self._folders / f".{version:06d}{durable.PARTIAL}"
         temporary.mkdir()
         files = {WEIGHTS: durable.copy_in(weights, temporary / WEIGHTS)}

@@ -1,9 +1,9 @@
-"""Differences of two weights files: names, types and shapes of tensors, and relative change of each. No torch."""
+"""Differences of the weights of two versions: names, types, shapes, and relative change of each tensor. No torch."""
 
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,18 @@ class TensorChange:
     """Why it is undefined: only one has it, shapes differ, the first was all zeros, or values are not finite."""
 
 
-def weight_changes(before: Path, after: Path) -> list[TensorChange]:
-    """Return every tensor of two safetensors files, in order of names. Raises CorruptCheckpoint."""
-    one, other = _Weights(before), _Weights(after)
+def weight_changes(before: Sequence[Path], after: Sequence[Path]) -> list[TensorChange]:
+    """Return every tensor of two versions, in order of names; each is one or more safetensors files.
+
+    Tensors of a file that both have in common are equal and are not read. Raises CorruptCheckpoint.
+    """
+    one, other = _Weights(*before), _Weights(*after)
     return [_change(name, one, other) for name in sorted(one.shapes.keys() | other.shapes.keys())]
 
 
-def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return type and shape of each tensor of a safetensors file. Raises CorruptCheckpoint when unreadable."""
-    weights = _Weights(path)
+def tensor_headers(*paths: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return type and shape of each tensor of safetensors files. Raises CorruptCheckpoint when one is unreadable."""
+    weights = _Weights(*paths)
     return {name: (weights.types[name], shape) for name, shape in weights.shapes.items()}
 
 
@@ -52,24 +55,33 @@ def differing_tensors(expected: Mapping[str, object], found: Mapping[str, object
 
 
 class _Weights:
-    """A file that is mapped into memory until the last reference goes; values are read on demand."""
+    """Files that are mapped into memory until the last reference goes; values are read on demand."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, *paths: Path) -> None:
+        self.places: dict[str, Path] = {}
+        """The file of each tensor."""
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.types: dict[str, str] = {}
+        self._files = {path: self._opened(path) for path in paths}
+
+    def _opened(self, path: Path) -> Any:
         try:
             opened: Any = safe_open(path, framework="numpy")
         except (SafetensorError, OSError) as error:
             raise CorruptCheckpoint(f"{path}: not a readable safetensors file: {error}") from error
-        self._file = opened
-        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-        self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-        self.types = {name: part.get_dtype() for name, part in slices.items()}
+        for name in opened.keys():  # noqa: SIM118 - not a mapping
+            if name in self.places:
+                raise CorruptCheckpoint(f"{path}: holds {name}, which is in {self.places[name]} too")
+            part = opened.get_slice(name)
+            self.places[name], self.shapes[name], self.types[name] = path, tuple(part.get_shape()), part.get_dtype()
+        return opened
 
     def values(self, name: str) -> NDArray[np.float64]:
         """Return a tensor as one row of numbers."""
+        path = self.places[name]
         if self.types[name] != BFLOAT16:
-            return np.asarray(self._file.get_tensor(name), dtype=np.float64).ravel()
-        with self._path.open("rb") as file:
+            return np.asarray(self._files[path].get_tensor(name), dtype=np.float64).ravel()
+        with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")))
             begin, end = header[name]["data_offsets"]
             file.seek(begin, io.SEEK_CUR)
@@ -83,6 +95,8 @@ def _change(name: str, one: _Weights, other: _Weights) -> TensorChange:
         return TensorChange(name, first or second or (), None, f"only in the {'second' if first is None else 'first'}")
     if first != second:
         return TensorChange(name, second, None, f"shape {list(first)} became {list(second)}")
+    if one.places[name] == other.places[name]:
+        return TensorChange(name, second, 0.0)
     old, new = one.values(name), other.values(name)
     size, step = float(np.linalg.norm(old)), float(np.linalg.norm(new - old))
     if not (math.isfinite(size) and math.isfinite(step)):

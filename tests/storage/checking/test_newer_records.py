@@ -69,7 +69,7 @@ def test_the_manifest_names_the_mfmd_that_wrote_it(whole: StateLayout) -> None:
     registry = CheckpointRegistry(whole.checkpoints)
     version = registry.versions()[-1]
     _edit(registry.folder(version) / "manifest.json", schema_version=7, libraries={"mfmd": "9.1"})
-    with pytest.raises(NewerVersion, match=r"format 7, this mfmd reads up to 2.*\(9\.1\)") as caught:
+    with pytest.raises(NewerVersion, match=r"format 7, this mfmd reads up to 3.*\(9\.1\)") as caught:
         registry.verify(version)
     assert caught.value.code == "record_newer"
     assert isinstance(caught.value, CorruptCheckpoint), "whoever keeps the old version for damage keeps it here too"

@@ -48,7 +48,7 @@ def test_a_manifest_of_before_is_read_verified_and_served(
 
 def test_a_manifest_of_a_later_layout_is_refused():
     with pytest.raises(ValidationError, match="schema_version"):
-        Manifest.model_validate(OLD | {"schema_version": 3})
+        Manifest.model_validate(OLD | {"schema_version": 4})
 
 
 def test_a_snapshot_counts_its_frames_and_spans_their_capture_times():

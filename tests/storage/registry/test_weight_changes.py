@@ -45,7 +45,7 @@ def test_each_tensor_is_compared_by_norms(tmp_path: Path):
         },
         other,
     )
-    assert weight_changes(one, other) == [
+    assert weight_changes([one], [other]) == [
         TensorChange("doubled", (4,), 1.0),
         TensorChange("new", (), None, "only in the second"),
         TensorChange("old", (5,), None, "only in the first"),
@@ -54,7 +54,7 @@ def test_each_tensor_is_compared_by_norms(tmp_path: Path):
         TensorChange("steps", (), 1.0),
         TensorChange("was_zero", (2,), None, "was all zeros"),
     ]
-    assert all(change.relative in (0.0, None) for change in weight_changes(one, one))
+    assert all(change.relative in (0.0, None) for change in weight_changes([one], [one]))
 
 
 def test_bfloat16_is_read_without_torch(tmp_path: Path):
@@ -65,16 +65,16 @@ def test_bfloat16_is_read_without_torch(tmp_path: Path):
     values = torch.tensor([[1.5, -2.0], [0.25, 1e30]], dtype=torch.bfloat16)
     save_torch({"a": torch.zeros(3), "b": values}, one)
     save_torch({"a": torch.zeros(3), "b": values.float()}, other)
-    assert [change.relative for change in weight_changes(one, other)] == [0.0, 0.0]
+    assert [change.relative for change in weight_changes([one], [other])] == [0.0, 0.0]
     save_torch({"a": torch.zeros(3), "b": (values * 3).to(torch.bfloat16)}, other)
-    assert weight_changes(one, other)[1].relative == pytest.approx(2.0, rel=0.01)
+    assert weight_changes([one], [other])[1].relative == pytest.approx(2.0, rel=0.01)
 
 
 def test_values_that_are_not_finite_are_said(tmp_path: Path):
     one, other = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
     save_file({"a": np.ones(2, np.float32)}, one)
     save_file({"a": np.array([1.0, np.nan], np.float32)}, other)
-    assert weight_changes(one, other) == [TensorChange("a", (2,), None, "values are not finite")]
+    assert weight_changes([one], [other]) == [TensorChange("a", (2,), None, "values are not finite")]
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
@@ -82,4 +82,4 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
     save_file({"a": np.ones(2, np.float32)}, good)
     bad.write_bytes(b"no weights")
     with pytest.raises(CorruptCheckpoint, match=r"2\.safetensors: not a readable safetensors file"):
-        weight_changes(good, bad)
+        weight_changes([good], [bad])

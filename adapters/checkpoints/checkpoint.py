@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from adapters.errors import NetworkMismatch
 from adapters.networks.build import build_network
+from adapters.networks.frozen import StoredBase
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.own import changed_code, renamed_weights
 from adapters.networks.source_digest import warn_of_changes
-from adapters.networks.weight_files import damage_of, weight_problems
+from adapters.networks.weight_files import damage_of, tensor_names, weight_problems
 from configs.network import Architecture
 from configs.settings import Settings
 from storage.durable.record import USE_NEWER
 from storage.errors import CorruptCheckpoint, NewerVersion
+from storage.registry.bases import base_named_in
 from storage.registry.manifest import Manifest
 from storage.registry.provenance import code_digest, library_versions, settings_hash
 from storage.registry.registry import CheckpointRegistry
@@ -28,29 +30,48 @@ from storage.registry.registry import CheckpointRegistry
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write the network's state dict to `path` as safetensors, without the Rebuilder."""
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    save_file(tensors, path)
+    save_file(stored_form(network.state_dict()), path)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, by name. Raises CorruptCheckpoint when it cannot be read."""
-    if damage := damage_of(path):
-        raise CorruptCheckpoint(f"{path}: {damage}")
-    return load_file(path)
+def stored_form(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of the tensors of a state dict as files hold them: on the CPU, contiguous, sharing no memory."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
-def load_weights(network: SegmentationNetwork, path: Path, *, foreign: bool = False) -> None:
-    """Copy the weights in `path` into `network`; nothing is copied unless every tensor fits.
+def read_weights(path: Path, base: Path | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, and of its base, by name.
+
+    Raises CorruptCheckpoint when one cannot be read, when both hold the same tensor, or when the base is missing here.
+    """
+    tensors = dict[str, Tensor]()
+    for file in (path, base) if base is not None else (path,):
+        if damage := damage_of(file):
+            raise CorruptCheckpoint(f"{file}: {damage}")
+        read = load_file(file)
+        if twice := sorted(tensors.keys() & read.keys()):
+            raise CorruptCheckpoint(f"{file}: holds {twice[0]}, which is in {path} too")
+        tensors |= read
+    if base is None and (named := base_named_in(path)) is not None:
+        raise CorruptCheckpoint(
+            f"{path}: holds only what is not in base {named}, and no network alone; `mfmd export` of that version "
+            "gives all of it"
+        )
+    return tensors
+
+
+def load_weights(network: SegmentationNetwork, path: Path, base: Path | None = None, *, foreign: bool = False) -> None:
+    """Copy the weights in `path`, and in its `base`, into `network`; nothing is copied unless every tensor fits.
 
     `foreign`: names may be those of the module that the author of an own network wrote. Raises CorruptCheckpoint,
     naming tensors, when names, shapes or types differ or a value is not finite.
     """
-    tensors = read_weights(path)
+    tensors = read_weights(path, base)
     if foreign:
         tensors = renamed_weights(network, tensors)
     problems = weight_problems(network.state_dict(), tensors)
     if problems:
-        raise CorruptCheckpoint(f"{path}: {'; '.join(problems)}{changed_code(network)}")
+        together = f" with base {base.name}" if base is not None else ""
+        raise CorruptCheckpoint(f"{path}{together}: {'; '.join(problems)}{changed_code(network)}")
     network.load_state_dict(tensors)
 
 
@@ -65,9 +86,12 @@ def load_version(
     manifest = registry.manifest(version)
     network = network_of(manifest)
     try:
-        load_weights(network, registry.weights_path(version))
+        load_weights(network, *registry.weight_files(version))
     except CorruptCheckpoint as error:
         raise CorruptCheckpoint(f"version {version}: {error}{_other_libraries(manifest)}") from error
+    if manifest.base is not None:
+        path = registry.bases.path(manifest.base.sha256)
+        network.base = StoredBase(path, manifest.base.sha256, tensor_names(path))
     return network.to(device).eval(), manifest
 
 

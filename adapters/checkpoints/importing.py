@@ -6,7 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from adapters.checkpoints.checkpoint import load_weights, make_manifest, save_weights
+from adapters.checkpoints.bases import save_split
+from adapters.checkpoints.checkpoint import load_weights, make_manifest
 from adapters.checkpoints.class_names import check_classes
 from adapters.checkpoints.hub import Located, locate
 from adapters.checkpoints.model_files import FORMATS, read_config, read_preprocessor
@@ -14,6 +15,7 @@ from adapters.checkpoints.pickles import Warn, convert_directory, read_pickle
 from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.inference.proof import prove
 from adapters.networks.build import build_checked
+from adapters.networks.frozen import base_names
 from adapters.networks.huggingface.input_size import input_notes
 from adapters.networks.huggingface.models import load_huggingface, with_recorded
 from adapters.networks.huggingface.pixels import scaling_of
@@ -52,10 +54,10 @@ def import_checkpoint(
         network, architecture = _from_file(path, settings)
     manifest = make_manifest(settings, origin="import", network=architecture, network_code=network.source_digest)
     with tempfile.TemporaryDirectory(prefix="mfmd-import-") as folder:
-        weights = Path(folder) / "model.safetensors"
-        save_weights(network, weights)
+        saved = save_split(network, base_names(network), Path(folder))
         prove(network, settings, model.origin)
-        return registry.add(weights, manifest, by="import", reason=f"imported from {model.origin}")
+        reason = f"imported from {model.origin}"
+        return registry.add(saved.weights, manifest, by="import", reason=reason, base=saved.base)
 
 
 def _from_file(path: Path, settings: Settings) -> tuple[SegmentationNetwork, Architecture]:

@@ -1,7 +1,7 @@
 """Copy new weights into an unused network, in chunks so small that running computations never wait for one."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -44,26 +44,63 @@ def low_priority_stream(device: torch.device) -> Iterator[None]:
 
 
 def copy_weights(
-    network: nn.Module, path: Path, plain: Mapping[str, Tensor] | None = None, pairs: Sequence[Pair] = ()
+    network: nn.Module,
+    path: Path,
+    base: Path | None = None,
+    *,
+    plain: Mapping[str, Tensor] | None = None,
+    pairs: Sequence[Pair] = (),
+    held: Collection[str] = (),
 ) -> None:
-    """Copy the safetensors file `path` into `network`, which nobody may be using; check names, shapes, types first.
+    """Copy the safetensors file `path`, and its `base`, into `network`, which nobody may be using; check them first.
 
-    The file is that of a network with the state `plain` (its values are not read), by default the state of `network`.
-    The BatchNorm of `pairs` is folded on the way. Tensors are copied one after another, without a second copy of the
-    whole. Raises CorruptCheckpoint, naming tensors, when the file cannot be read, when it does not fit (then nothing
-    was copied) or when a value is not finite (then part of it was).
+    Both together are the weights of a network with the state `plain` (its values are not read), by default the state of
+    `network`. The BatchNorm of `pairs` is folded on the way. Tensors in `held` are in place already and are not copied.
+    Tensors are copied one after another, without a second copy of the whole. Raises CorruptCheckpoint, naming tensors,
+    when a file cannot be read, when they do not fit (then nothing was copied) or when a value is not finite (then part
+    of it was).
     """
     targets = network.state_dict()
+    with ExitStack() as opened:
+        files = _Files([path] if base is None else [path, base], opened)
+        if problems := misfits(plain or targets, files.found):
+            raise CorruptCheckpoint(f"{path}: {'; '.join(problems)}{changed_code(network)}")
+        for pair in pairs:
+            _fold(targets, pair, files.read)
+        for name, target in targets.items():
+            if name not in held and (values := files.read(name)) is not None:
+                _copy(target, values)
+
+
+class _Files:
+    """Safetensors files that are one state dict together; errors of reading are CorruptCheckpoint."""
+
+    def __init__(self, paths: Iterable[Path], opened: ExitStack) -> None:
+        self._places: dict[str, tuple[Path, Any]] = {}
+        self.found: dict[str, Tensor] = {}
+        """Shape and type of each tensor, without its values."""
+        for path in paths:
+            with _reading(path):
+                # As numpy: with `framework="pt"` every tensor leaves two integers behind for good (safetensors 0.8.0).
+                file = opened.enter_context(safe_open(path, framework="np"))
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    if name in self.found:
+                        raise CorruptCheckpoint(f"{path}: holds {name}, which is in {self._places[name][0]} too")
+                    self.found[name], self._places[name] = _described(file.get_slice(name)), (path, file)
+
+    def read(self, name: str) -> Tensor | None:
+        """Return a tensor, of at least one dimension; None when there is none of this name."""
+        if name not in self._places:
+            return None
+        path, file = self._places[name]
+        with _reading(path):
+            return _read(path, file, name)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        # As numpy: with `framework="pt"` every tensor leaves two integers behind for good (safetensors 0.8.0).
-        with safe_open(path, framework="np") as file:
-            found = {name: _described(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
-            if problems := misfits(plain or targets, found):
-                raise CorruptCheckpoint(f"{path}: {'; '.join(problems)}{changed_code(network)}")
-            for pair in pairs:
-                _fold(targets, pair, lambda name: _read(path, file, name) if name in found else None)
-            for name, target in targets.items():
-                _copy(target, _read(path, file, name))
+        yield
     except FileNotFoundError as error:
         raise CorruptCheckpoint(f"{path}: missing; roll back to another version") from error
     except (SafetensorError, OSError) as error:

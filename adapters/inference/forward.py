@@ -12,6 +12,7 @@ from adapters.inference.copying import copy_weights
 from adapters.inference.folded import fold_batch_norm
 from adapters.inference.segment import logits_of
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.weight_files import tensor_names
 from configs.serving import ServingSettings
 
 
@@ -31,17 +32,45 @@ class ServedForward(nn.Module):
         if settings.advanced.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._compiled = Compiled(network) if settings.advanced.compile else None
+        self._base: Path | None = None
+        self._of_base: frozenset[str] = frozenset()
+        """Tensors of `network` that hold that base now."""
+        self._shares = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of normalised images `[B, 3, H, W]`."""
         return self._in_format(images, self._compiled or self.network)
 
-    def load(self, path: Path) -> None:
-        """Copy the safetensors file `path` into `network`, which nobody may be using.
+    def load(self, path: Path, base: Path | None = None) -> None:
+        """Copy the safetensors file `path`, and its `base`, into `network`, which nobody may be using.
 
-        Raises CorruptCheckpoint as `copy_weights` does.
+        A base that it holds already is not read again: its name is the digest of its content. Raises CorruptCheckpoint
+        as `copy_weights` does, RuntimeError when memory that another network shares would get another base.
         """
-        copy_weights(self.network, path, self._plain, self._pairs)
+        held = self._of_base if base == self._base else frozenset[str]()
+        if self._shares and not held:
+            raise RuntimeError(f"{base}: the network shares the memory of {self._base}; build another one")
+        if not held:
+            self._base, self._of_base = None, held
+        copy_weights(self.network, path, base, plain=self._plain, pairs=self._pairs, held=held)
+        if base is not None and not held:
+            self._base, self._of_base = base, self._unfolded(tensor_names(base))
+
+    def share_base(self, other: "ServedForward", base: Path) -> None:
+        """Hold `base` in the memory of `other`, a network of the same architecture, if it is loaded there."""
+        if other._base != base:
+            return
+        theirs = dict(other.network.named_parameters())
+        mine = {name: value for name, value in self.network.named_parameters() if name in other._of_base}
+        for name, value in mine.items():
+            value.data = theirs[name].data
+        self._base, self._of_base = base, frozenset(mine)
+        self._shares = other._shares = bool(mine)
+
+    def _unfolded(self, names: frozenset[str]) -> frozenset[str]:
+        """Return those of `names` that `network` has as they are stored: no convolution with a BatchNorm in it."""
+        folded = {f"{pair.convolution}.{part}" for pair in self._pairs for part in ("weight", "bias")}
+        return frozenset(names & self.network.state_dict().keys() - folded)
 
     def warm_up(self, images: Tensor) -> Tensor:
         """Return logits of `images`; everything that is prepared once per shape is prepared now."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.networks.frozen import StoredBase
 from adapters.networks.step_rng import StepRng
 
 
@@ -64,6 +65,8 @@ class SegmentationNetwork(nn.Module):
         """Channels of each map of `encode`, deepest last."""
         self.source_digest = ""
         """Of an operator's own network: the digest of its source files, if known."""
+        self.base: StoredBase | None = None
+        """Of a version that shares its frozen tensors with others: the file that has them; copies keep it."""
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return feature maps `[B, C_l, H_l, W_l]` of normalised images `[B, 3, H, W]`, deepest last."""

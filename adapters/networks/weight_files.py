@@ -55,6 +55,12 @@ def impostor(path: Path) -> str:
     return ""
 
 
+def tensor_names(path: Path) -> frozenset[str]:
+    """Return the names of the tensors in a readable safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        return frozenset(file.keys())
+
+
 def only_pickles(folder: Path) -> bool:
     """Return whether a Hugging Face directory has a model as pickles, or none at all, and not as safetensors."""
     if (folder / WHOLE).exists() or (folder / INDEX).exists():

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from accelerate.state import PartialState
 
-from adapters.checkpoints.checkpoint import load_version, save_weights
+from adapters.checkpoints.bases import save_beside_base
+from adapters.checkpoints.checkpoint import load_version
 from adapters.errors import TrainingFailed
 from adapters.networks.network import SegmentationNetwork
 from adapters.rounds.inputs import RoundInputs, load_inputs, unseen_canary
@@ -98,7 +99,7 @@ class RoundRun:
             (self._folder.candidate, candidate),
             *((self._folder.other(n), m) for n, m in others.items()),
         ]:
-            save_weights(network, path)
+            save_beside_base(network, path)
             durable.fsync_file(path)
         spec, device = inputs.spec, inputs.accelerator.device
         released = incumbent

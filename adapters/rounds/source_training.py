@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from adapters.augmentation.augment import normalise_unit, photometric, to_unit
-from adapters.checkpoints.checkpoint import make_manifest, save_weights
+from adapters.checkpoints.bases import save_split
+from adapters.checkpoints.checkpoint import make_manifest
 from adapters.errors import TrainingFailed
 from adapters.inference.palette import class_map
 from adapters.inference.proof import prove
 from adapters.inference.segment import choose_device, logits_of
 from adapters.networks.build import build_checked
+from adapters.networks.frozen import base_names
 from adapters.networks.network import SegmentationNetwork, normalise
 from adapters.networks.step_rng import StepRng
 from adapters.networks.training_pass import encode, prediction_loss
@@ -86,17 +88,18 @@ class _SourceTraining:
         torch.manual_seed(self._pretrain.advanced.seed)
         device, steps = choose_device(self._settings.round.device), self._pretrain.steps
         network = build_checked(self._settings.network.architecture(), len(self._settings.classes)).to(device)
+        base = base_names(network)
         self._train(network, source, device)
         self._report("validating", steps, steps)
         scores = source_scores(network.eval(), source, [entry.name for entry in self._settings.classes])
         seed, code = self._pretrain.advanced.seed, network.source_digest
         manifest = make_manifest(self._settings, origin="pretrain", seed=seed, scores=scores, network_code=code)
         with tempfile.TemporaryDirectory() as folder:
-            weights = Path(folder) / "model.safetensors"
-            save_weights(network, weights)
+            saved = save_split(network, base, Path(folder))
             prove(network.cpu(), self._settings, "the trained network")
             reason = f"{steps} steps on {len(source.train)} source images"
-            manifest = CheckpointRegistry(layout.checkpoints).add(weights, manifest, by="pretrain", reason=reason)
+            registry = CheckpointRegistry(layout.checkpoints)
+            manifest = registry.add(saved.weights, manifest, by="pretrain", reason=reason, base=saved.base)
         self._report("done", steps, steps)
         return manifest
 

@@ -5,7 +5,7 @@ here: each module as safetensors, counters and positions as JSON. Objects given 
 `Accelerator.register_for_checkpointing` would be pickled, and reading them would run whatever is in them
 (docs/explanation/decisions/0009-rounds-that-continue.md).
 
-    state/000400/{student,teacher,rebuilder}.safetensors    weights, statistics
+    state/000400/{student,teacher,rebuilder}.safetensors    weights, statistics; not the base of a version
     state/000400/{state.json,state.safetensors}             counters, positions of the streams, random generator
     state/000400/statistics_N.safetensors                   BatchNorm statistics of process N, but the first
     state/000400/{optimizer.bin,random_states_N.pkl}        Accelerate's own, read with `weights_only`
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adapters.checkpoints.checkpoint import save_weights
+from adapters.checkpoints.bases import load_beside_base, save_beside_base
 from adapters.errors import AdapterError
 from adapters.rounds.training import Training
 from storage.durable.record import FORMAT, USE_NEWER
@@ -123,7 +123,7 @@ class TrainingState:
             save_file(_statistics(modules), self._own_statistics(path))
             return
         for name, module in modules.items():
-            save_weights(module, path / f"{name}.safetensors")
+            save_beside_base(module, path / f"{name}.safetensors")
         write_tree(path, {"counters": asdict(counters), "training": self._training.state_dict()})
 
     def _load(self, path: Path, *, own: bool = True) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class TrainingState:
     def _read_modules(self, path: Path, *, own: bool) -> None:
         modules = self._training.recipe.modules()
         for name, module in modules.items():
-            module.load_state_dict(load_file(path / f"{name}.safetensors"))
+            load_beside_base(module, path / f"{name}.safetensors")
         if own and not self._accelerator.is_main_process:
             mine = load_file(self._own_statistics(path))
             for name, buffer in _statistics(modules).items():

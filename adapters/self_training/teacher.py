@@ -21,8 +21,8 @@ class Teacher:
     """
 
     def __init__(self, student: SegmentationNetwork, decay: float) -> None:
-        """Copy `student` as it is now; `decay` is alpha."""
-        self.network = copy.deepcopy(student).requires_grad_(False).train()
+        """Copy `student` as it is now, but for its base, which both share; `decay` is alpha."""
+        self.network = copy.deepcopy(student, _base_of(student)).requires_grad_(False).train()
         self.decay = decay
         without_noise(self.network)
 
@@ -37,13 +37,22 @@ class Teacher:
     @torch.no_grad()
     def follow(self, student: SegmentationNetwork, decay: float) -> None:
         """Set teacher <- `decay` * teacher + (1 - `decay`) * student."""
-        torch._foreach_lerp_(list(self.network.parameters()), list(student.parameters()), 1.0 - decay)
+        pairs = zip(self.network.parameters(), student.parameters(), strict=True)
+        apart = [(mine, theirs) for mine, theirs in pairs if mine is not theirs]
+        torch._foreach_lerp_([mine for mine, _ in apart], [theirs for _, theirs in apart], 1.0 - decay)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return logits [B, K, H, W] of normalised images [B, 3, H, W]."""
         logits: Tensor = self.network(images)
         return logits
+
+
+def _base_of(student: SegmentationNetwork) -> dict[int, Tensor]:
+    """Return the frozen parameters of the base of `student` as `deepcopy` leaves them alone: each its own copy."""
+    names = student.base.names if student.base is not None else frozenset()
+    frozen = (value for name, value in student.named_parameters() if name in names and not value.requires_grad)
+    return {id(value): value for value in frozen}
 
 
 SMALLEST_SIDE = 32

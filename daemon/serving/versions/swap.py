@@ -119,7 +119,7 @@ class Swapper:
         with low_priority_stream(self._device):
             with self._timed("load"):
                 forward = self._forward_for(manifest)
-                forward.load(self.registry.weights_path(version))
+                forward.load(*self.registry.weight_files(version))
             with self._timed("warmup"):
                 resident = Resident(version, manifest, forward)
                 self._warm_up(resident)
@@ -136,11 +136,17 @@ class Swapper:
             self._spare = (_architecture(retired.manifest), retired.forward)
 
     def _forward_for(self, manifest: Manifest) -> ServedForward:
-        """Return the spare network if it has the architecture of `manifest`, else a new one."""
-        architecture = _architecture(manifest)
+        """Return the spare network if it fits `manifest`, else a new one, which shares the live one's base if it can.
+
+        A spare with another base does not fit: its memory may be the live version's.
+        """
+        architecture, live = _architecture(manifest), self.slots.live
         if self._spare is None or self._spare[0] != architecture:
             self._spare = None  # the old one is freed before the new one is made
-            self._spare = (architecture, ServedForward(network_of(manifest), self.settings, self._device))
+            forward = ServedForward(network_of(manifest), self.settings, self._device)
+            if manifest.base is not None and live is not None and _architecture(live.manifest) == architecture:
+                forward.share_base(live.forward, self.registry.bases.path(manifest.base.sha256))
+            self._spare = (architecture, forward)
         return self._spare[1]
 
     def _warm_up(self, resident: Resident) -> None:
@@ -170,4 +176,4 @@ class Swapper:
 def _architecture(manifest: Manifest) -> str:
     """Return what must be equal for one network object to take the weights of another version."""
     relevant = {key: value for key, value in manifest.network.items() if key != "pretrained"}
-    return f"{sorted(relevant.items())} {len(manifest.classes)}"
+    return f"{sorted(relevant.items())} {len(manifest.classes)} {manifest.base.sha256 if manifest.base else ''}"

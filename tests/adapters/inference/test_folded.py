@@ -177,7 +177,7 @@ def test_large_layers_are_folded_in_chunks(tmp_path: Path, affine: bool) -> None
     assert len(pairs) == 1 and plain["1.weight"].numel() > 3 * CHUNK_ELEMENTS
     other = lived(copy.deepcopy(network), seed=1)
     save_file(other.state_dict(), tmp_path / "w.safetensors")
-    copy_weights(form, tmp_path / "w.safetensors", plain, pairs)
+    copy_weights(form, tmp_path / "w.safetensors", plain=plain, pairs=pairs)
     with torch.inference_mode():
         torch.testing.assert_close(form(IMAGES), other(IMAGES), rtol=1e-4, atol=1e-5)
 

@@ -48,11 +48,11 @@ def at_call(monkeypatch: pytest.MonkeyPatch, target: str, number: int, work: Cal
     module, name = target.rsplit(":", 1)
     real, calls = getattr(importlib.import_module(module), name), []
 
-    def watched(*args: Any) -> Any:
+    def watched(*args: Any, **named: Any) -> Any:
         calls.append(name)
         if len(calls) == number:
             work()
-        return real(*args)
+        return real(*args, **named)
 
     monkeypatch.setattr(importlib.import_module(module), name, watched)
 

@@ -1,5 +1,6 @@
 """Records of the checkpoint registry: versions, refs, events."""
 
+import operator
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -44,8 +45,9 @@ class Manifest(Record):
     """Unix time (seconds)."""
     network: dict[str, Any]
     """`Architecture` (configs/network.py) as JSON: enough to build the network again."""
-    network_code: str = ""
-    """SHA-256 over the source files of an operator's own network; empty for others, or when they were not found."""
+    network_code: str = Field(default="", exclude_if=operator.not_)
+    """SHA-256 over the source files of an operator's own network; empty, and not written, for others, or when they were
+    not found: an mfmd before own networks reads the manifest too."""
     classes: tuple[dict[str, Any], ...]
     """The class list (name and colour), in index order."""
     input_height: int

@@ -46,6 +46,14 @@ def test_a_manifest_of_before_is_read_verified_and_served(
     assert registry.released(2) == 1
 
 
+def test_only_a_manifest_of_an_own_network_names_its_code():
+    """Those before own networks refuse a field that they do not know."""
+    without = Manifest.model_validate(OLD)
+    own = without.model_copy(update={"network_code": "ab"})
+    assert "network_code" not in json.loads(without.model_dump_json())
+    assert [Manifest.model_validate_json(it.model_dump_json()) for it in (without, own)] == [without, own]
+
+
 def test_a_manifest_of_a_later_layout_is_refused():
     with pytest.raises(ValidationError, match="schema_version"):
         Manifest.model_validate(OLD | {"schema_version": 4})

@@ -34,6 +34,10 @@ class MfmAblation(Section):
     """Keep the branch's gradient out of the encoder: it trains decoder and Rebuilder only (54.2)."""
     freeze_decoder: bool = False
     """Keep the branch's gradient out of the decoder: it trains encoder and Rebuilder only (54.9)."""
+    interval: PositiveInt = 1
+    """Run the branch at every n-th step only, n times as strong, so that its gradient is the same on average: for small
+    machines (ours; as the lazy regularisation of Karras et al. 2020, arXiv 1912.04958). 1, every step, is the
+    paper's."""
 
     @field_validator("dim")
     @classmethod

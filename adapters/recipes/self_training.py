@@ -82,12 +82,17 @@ class StepImages:
     """Their labels, [B, H, W] int64."""
     teacher: SegmentationNetwork | None = None
     """The network that gave the answer."""
+    step: int = 1
+    """Number of the optimizer step, from 1, over all rounds that shared this training state."""
     compare: Callable[[RecipeInputs[Any], Supervised], dict[str, Tensor]] = cross_entropy
     """Losses of the passes over source and mix, by name."""
 
 
 Term = Callable[[RecipeInputs[Any], StepImages], dict[str, Tensor]]
-"""Losses by name, each with its factor, that share a forward pass; empty when the batch has nothing for them."""
+"""Losses by name, each with its factor, that share a forward pass; empty when the batch has nothing for them.
+
+The names are the same at every step: a term that pauses gives zeros.
+"""
 
 
 class TermModule(nn.Module):
@@ -157,6 +162,7 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
             inputs.images(source.images) if source is not None else None,
             inputs.on_device(source.labels).long() if source is not None else None,
             self.teacher.network,
+            self.steps,
         )
 
     def _backward(self, batch: StepBatch, share: float) -> StepLosses:
@@ -165,7 +171,7 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
             images = module.prepare(self.inputs, images)
         for term in self._terms:
             losses = term(self.inputs, images)
-            if losses:
+            if any(loss.requires_grad for loss in losses.values()):
                 self.inputs.accelerator.backward(share * torch.stack(list(losses.values())).sum())
             found |= {name: loss.detach() for name, loss in losses.items()}
         return StepLosses(found, images.pseudo.kept_ratio)

@@ -123,12 +123,15 @@ def _mfm(
     inputs: RecipeInputs[RecipeBase], step: StepImages, images: Tensor, labels: Tensor, weight: Tensor | None
 ) -> Tensor:
     assert inputs.rebuilder is not None  # `with_mfm`
+    interval = inputs.mfm.ablation.interval
+    if (step.step - 1) % interval:
+        return images.new_zeros(())
     normalised = normalise_unit(images)
     with inputs.autocast():
         loss = mfm_loss(
             inputs.student, inputs.rebuilder, normalised, labels, weight, inputs.draws, teacher=step.teacher
         )
-    return inputs.mfm.weight * loss
+    return interval * inputs.mfm.weight * loss
 
 
 def with_mfm(inputs: RecipeInputs[RecipeBase], terms: list[Term]) -> list[Term]:

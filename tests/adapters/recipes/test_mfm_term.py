@@ -136,3 +136,17 @@ def test_control_sees_the_mixes_of_the_masked_arm() -> None:
     assert not torch.equal(control["mfm"], masked["mfm"])
     states = [recipe.state_dict()["draws"]["generator"] for recipe in found]
     assert torch.equal(*states)
+
+
+def test_interval_pauses_the_branch_and_makes_up_for_it() -> None:
+    """Every third step from the first on, three times as strong; paused steps give zeros and train nothing of it."""
+    inputs = inputs_of(interval=3)
+    recipe, found = dacs(inputs), []
+    for _ in range(4):
+        inputs.rebuilder.zero_grad(set_to_none=True)
+        found.append(recipe.step(batch()).losses["mfm"])
+        assert (inputs.rebuilder.mask_token.grad is None) == (found[-1] == 0)
+    assert [bool(loss > 0) for loss in found] == [True, False, False, True]
+    assert list(recipe.step(batch(), batch()).losses) == ["source", "mix", "mfm"]
+    every = dacs(inputs_of()).step(batch()).losses
+    torch.testing.assert_close(found[0], 3 * every["mfm"])

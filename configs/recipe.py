@@ -172,6 +172,9 @@ class MicAdvanced(DaformerAdvanced):
     """Side of a masked block as a share of the shorter crop side: 64 of 1024, 32 of 512."""
     masked_image_ratio: Fraction = 0.7
     """Probability that a block is masked (0-1)."""
+    masked_tokens: bool = False
+    """Mask tokens of a DINOv2 or DINOv3 instead of blocks of the image, with the same probability, as VFM-UDA does
+    (Englert et al. 2024, arXiv 2406.09896)."""
 
 
 class MicSettings(WholeImageSettings):

@@ -25,6 +25,7 @@ from adapters.recipes.bn_statistics import BnStatistics
 from adapters.recipes.cotta import Cotta
 from adapters.recipes.feature_distance import FeatureDistance
 from adapters.recipes.gold import Gold
+from adapters.recipes.masked_tokens import MaskedTokens
 from adapters.recipes.recipe import Recipe, RecipeInputs
 from adapters.recipes.self_training import SelfTraining, Term
 from adapters.recipes.tent import Tent
@@ -70,9 +71,16 @@ def hrda(inputs: RecipeInputs[RareClassSettings]) -> SelfTraining:
 
 
 def mic(inputs: RecipeInputs[MicSettings]) -> SelfTraining:
-    """Build MIC: DAFormer's losses, and cross-entropy on the masked target before MFM (none at weight 0)."""
-    masked: list[Term] = [masked_image_term] if inputs.recipe.masked_image_weight > 0.0 else []
+    """Build MIC: DAFormer's losses, and cross-entropy on the masked target before MFM (none at weight 0).
+
+    Raises NetworkMismatch when tokens must be masked and the encoder is no plain ViT.
+    """
+    masked: list[Term] = [_masked(inputs)] if inputs.recipe.masked_image_weight > 0.0 else []
     return SelfTraining(inputs, with_added(inputs, [*_with_distance(inputs), *masked]))
+
+
+def _masked(inputs: RecipeInputs[MicSettings]) -> Term:
+    return MaskedTokens(inputs) if inputs.recipe.advanced.masked_tokens else masked_image_term
 
 
 def omuda(inputs: RecipeInputs[OmudaSettings]) -> SelfTraining:

@@ -63,6 +63,8 @@ class DinoV2Encoder(PlainVit):
         """Return tokens `[B, 1 + rows * columns, C]`, class token first; the position code has the patches' grid."""
         embeddings: Any = self.model.embeddings
         patches = embeddings.patch_embeddings(images)
+        if self.hide is not None:
+            patches = self.hide(patches)
         code = embeddings.position_embeddings  # [1, 1 + side * side, C]
         side = math.isqrt(code.shape[1] - 1)
         grid = torch.unflatten(code[:, 1:].transpose(1, 2), 2, (side, side))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.models.dinov3_convnext.configuration_dinov3_convnext import DINOv3ConvNextConfig
 from transformers.models.dinov3_convnext.modeling_dinov3_convnext import DINOv3ConvNextModel
@@ -67,7 +68,10 @@ class DinoV3Encoder(PlainVit):
 
     def embed(self, images: Tensor, rows: int, columns: int) -> Tokens:
         """Return tokens `[B, 5 + rows * columns, C]`, class token and registers first, and the rotations."""
-        return Tokens(self.model.embeddings(images), {"position_embeddings": self.model.rope_embeddings(images)})
+        hidden = self.model.embeddings(images)
+        if self.hide is not None:  # positions are rotations inside the blocks, so nothing is added to patches yet
+            hidden = torch.cat([hidden[:, : self.prefix()], self.hide(hidden[:, self.prefix() :])], dim=1)
+        return Tokens(hidden, {"position_embeddings": self.model.rope_embeddings(images)})
 
     def prefix(self) -> int:
         """Return 1 + the number of registers."""

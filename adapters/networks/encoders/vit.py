@@ -5,7 +5,8 @@ not padded, each map still divides the whole image evenly. So logits and masks r
 encoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -48,6 +49,8 @@ class PlainVit(LayeredEncoder):
     """Side of a patch (pixels that the transformer sees)."""
     DENSE: ClassVar[Density]
     """Tokens of the light head and of the ViT-Adapter."""
+    hide: Callable[[Tensor], Tensor] | None = None
+    """Replaces some of the patches [B, N, C] before their position code, in passes inside `hiding`."""
 
     def __init__(self, model: Any, density: Density, *, pyramid: bool) -> None:
         super().__init__()
@@ -76,6 +79,15 @@ class PlainVit(LayeredEncoder):
     def embed(self, images: Tensor, rows: int, columns: int) -> Tokens:
         """Return the tokens of images of exactly `rows` x `columns` patches."""
         raise AssertionError("each family embeds in its own way")
+
+    @contextmanager
+    def hiding(self, hide: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Let passes inside the context see the patches [B, N, C] that `hide` returns for theirs."""
+        self.hide = hide
+        try:
+            yield
+        finally:
+            self.hide = None
 
     def prefix(self) -> int:
         """Return how many tokens come before the patches: the class token and the registers."""

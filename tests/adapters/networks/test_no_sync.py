@@ -34,6 +34,7 @@ from tests.sections import recipe_settings, section
 CLASSES, CROP, META = 4, (64, 96), torch.device("meta")
 NETWORKS = {
     "daformer": Architecture(name="daformer", encoder="mit_tiny", channels=16),
+    "light": Architecture(name="light", encoder="dinov2_tiny"),
     "deeplabv3plus": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16, output_stride=16),
 }
 AUGMENTED: dict[str, Any] = {"jitter_probability": 1.0, "blur_probability": 1.0, "anchor_weight": 0.1}
@@ -152,6 +153,12 @@ def test_a_step_needs_no_data_from_the_device(name, mfm) -> None:
     assert not copies.waited
     if recipe.learns:
         assert any(parameter.grad is not None for parameter in recipe.student.parameters())
+
+
+@pytest.mark.nightly
+def test_masked_tokens_need_none() -> None:
+    recipe = recipe_of("mic", mfm=True, network="light", masked_tokens=True, feature_distance_weight=0.0)
+    assert not run_steps(recipe, batch(source=True)).waited
 
 
 def test_convolutional_networks_and_source_free_steps_need_none_either() -> None:

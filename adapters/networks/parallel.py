@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 
 from adapters.errors import AdapterError
 from adapters.networks.batch_norm import batch_norm_layers
+from adapters.networks.network import SegmentationNetwork
 
 REPLICATED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 """Ways to distribute in which every process holds the whole network."""
@@ -40,8 +41,9 @@ def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Paramete
 def average_buffers(accelerator: Accelerator, network: nn.Module) -> None:
     """Replace the running statistics of `network` by those of all processes together: each saw other crops.
 
-    Everything is averaged. A second exchange adds the distance between the processes' means to the variances of
-    BatchNorm: mean(variance + mean^2) - mean(mean)^2 in one exchange would lose small variances to rounding.
+    Everything is averaged but the base, which is equal everywhere and must stay so to the last bit. A second exchange
+    adds the distance between the processes' means to the variances of BatchNorm: mean(variance + mean^2) - mean(mean)^2
+    in one exchange would lose small variances to rounding.
     """
     if accelerator.num_processes == 1:
         return
@@ -51,7 +53,9 @@ def average_buffers(accelerator: Accelerator, network: nn.Module) -> None:
         if layer.running_mean is not None and layer.running_var is not None
     ]
     own = [mean.clone() for mean, _ in pairs]
-    _average(accelerator, [buffer for buffer in network.buffers() if buffer.is_floating_point()])
+    base = network.base.names if isinstance(network, SegmentationNetwork) and network.base is not None else frozenset()
+    buffers = (buffer for name, buffer in network.named_buffers() if name not in base)
+    _average(accelerator, [buffer for buffer in buffers if buffer.is_floating_point()])
     spread = [(mine - mean).square() for mine, (mean, _) in zip(own, pairs, strict=True)]
     _average(accelerator, spread)
     for between, (_, variance) in zip(spread, pairs, strict=True):

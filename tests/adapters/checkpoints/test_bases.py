@@ -162,7 +162,7 @@ def test_a_teacher_shares_the_base_and_follows_in_the_rest(
 
 
 def test_a_round_stores_its_states_and_its_candidate_without_the_base(
-    training_state, settings: Settings, registry: CheckpointRegistry, tmp_path: Path
+    training_state, registry: CheckpointRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = training_state.settings(**OWN, gate={"policy": "always"}, round={"advanced": {"average_ratios": [0.3]}})
     training_state.draw_source()
@@ -187,3 +187,9 @@ def test_a_round_stores_its_states_and_its_candidate_without_the_base(
     candidate, manifest = load_version(registry, 2, CPU)
     assert manifest.base == registry.manifest(first).base and len(list(registry.bases.folder.iterdir())) == 1
     assert not torch.equal(candidate.get_parameter("encoder.tokens.token"), start.get_parameter("encoder.tokens.token"))
+    heir = training_state.spec(settings)
+    heir.spec_path.write_text(heir.spec().model_copy(update={"inherits": folder.number}).model_dump_json())
+    with StopRequest() as stop:
+        assert train_and_score(heir.spec_path, stop) == 0
+    assert "inherits the training state of round 1" in capsys.readouterr().err
+    assert base_named_in(heir.candidate) == start.base.digest

@@ -18,7 +18,10 @@ from configs.settings import Settings
 from daemon.rounds.environment import round_environment
 from daemon.rounds.launch import launch_command
 from storage import durable
+from storage.registry.bases import base_named_in
+from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
+from tests.adapters.frozen_network import NAME, add_version, built
 from tests.adapters.recipes.added_terms import TERMS, TOGETHER, named, with_encoder
 from tests.adapters.rounds.forked_rounds import DEADLINE, fork, run_pair, wait
 from tests.sections import recipe_settings
@@ -115,14 +118,8 @@ def assert_same(one: RoundFolder, other: RoundFolder, steps: int = 40) -> None:
         assert not different, f"{path.name}: {different}"
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(("name", "mfm", "terms"), RECIPES)
-def test_killed_and_gone_on_is_the_same_as_in_one_go(
-    training_state, tmp_path: Path, name: str, mfm: bool, terms: dict
-) -> None:
-    terms = with_encoder(terms, tmp_path)
-    steps = 20 if terms else 40  # of a few milliseconds each, the more of them
-    whole = training_state.round(**sections(name, mfm, terms, steps))
+def killed_half_way(whole: RoundFolder, steps: int) -> None:
+    """Run a round in one go, and another one that is killed at its first state and goes on; they end the same."""
     killed = again(whole, "000002")
     process = fork(killed)
     end = time.monotonic() + DEADLINE
@@ -137,6 +134,30 @@ def test_killed_and_gone_on_is_the_same_as_in_one_go(
     assert f"resumes after step {steps // 2}\n" in killed.log.read_text()
     assert killed.scores().steps == killed.last_progress().step == steps
     assert_same(whole, killed, steps)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("name", "mfm", "terms"), RECIPES)
+def test_killed_and_gone_on_is_the_same_as_in_one_go(
+    training_state, tmp_path: Path, name: str, mfm: bool, terms: dict
+) -> None:
+    terms = with_encoder(terms, tmp_path)
+    steps = 20 if terms else 40  # of a few milliseconds each, the more of them
+    whole = training_state.round(**sections(name, mfm, terms, steps))
+    killed_half_way(whole, steps)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.nightly
+def test_a_round_of_a_version_with_a_base_goes_on_the_same(training_state, tmp_path: Path) -> None:
+    settings = training_state.settings(**(sections("dacs", True) | {"network": {"name": NAME}}))
+    training_state.draw_source()
+    training_state.fill_buffer(settings)
+    registry = CheckpointRegistry(training_state.layout.checkpoints)
+    add_version(registry, settings, tmp_path / "saved", built(settings))
+    whole = training_state.spec(settings)
+    killed_half_way(whole, 40)
+    assert base_named_in(whole.states.latest() / "student.safetensors") == base_named_in(registry.weights_path(1))
 
 
 @pytest.mark.timeout(300)

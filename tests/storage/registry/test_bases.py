@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from safetensors.numpy import save_file
 from storage import failpoints
 from storage.checking.problem import Scope
 from storage.checking.registry import check_versions
+from storage.directory.backup import write_backup
+from storage.directory.restore import finish_restore, restore_backup
 from storage.durable.digest import digest_of
 from storage.errors import CorruptCheckpoint
 from storage.layout import StateLayout
@@ -199,3 +202,15 @@ def test_a_kill_at_any_step_leaves_whole_versions_and_the_next_writer_tidies_up(
         if not died:
             break
     assert step > 8
+
+
+def test_a_backup_has_the_base_once(registry: CheckpointRegistry, tmp_path: Path):
+    write_backup(StateLayout(tmp_path / "state"), tmp_path / "backup.tar")
+    with tarfile.open(tmp_path / "backup.tar") as tar:
+        bases = [name for name in tar.getnames() if "bases" in name]
+    assert bases == [f"checkpoints/bases/{name}" for name in stored(registry)]
+    restored = StateLayout(tmp_path / "restored")
+    restore_backup(tmp_path / "backup.tar", restored)
+    finish_restore(restored)
+    for version in registry.versions():
+        CheckpointRegistry(restored.checkpoints).verify(version)

@@ -182,9 +182,11 @@ def merged(known: Conditions, gone: int, into: int) -> Conditions:
     return known.model_copy(update={"conditions": rest, "current": into if known.current == gone else known.current})
 
 
-def with_best(known: Conditions, number: int | None, version: int | None, reason: str) -> Conditions:
-    """Return the conditions with another best version of condition `number`."""
-    update = {"best": version, "best_reason": reason}
+def with_best(
+    known: Conditions, number: int | None, version: int | None, reason: str, *, made: bool = False
+) -> Conditions:
+    """Return the conditions with another best version of condition `number`; `made`: a round made it for that one."""
+    update = {"best": version, "best_reason": reason} | ({"made": version} if made else {})
     items = [item.model_copy(update=update) if item.number == number else item for item in known.conditions]
     return known.model_copy(update={"conditions": tuple(items)})
 

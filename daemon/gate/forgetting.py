@@ -1,4 +1,7 @@
-"""What a candidate costs in conditions other than the newest one, against the best version there. Pure, numpy only."""
+"""What a candidate gains or costs in conditions other than the newest one, against the best version there.
+
+Pure, numpy only.
+"""
 
 from collections.abc import Sequence
 
@@ -6,6 +9,7 @@ from configs.gate import GateSettings
 from daemon.gate.bursts import Floats, burst_length, neighbour_correlation
 from daemon.gate.shapes import odd_scores, sound_counts
 from daemon.gate.votes import TOLERANCE, cast_votes, paired_bootstrap, resampled_miou
+from storage.gate.conditions import Condition
 from storage.rounds.records import ConditionScores, ImageCounts, ModelScores, RoundScores
 from storage.rounds.verdict import Check, ConditionCost
 
@@ -16,7 +20,8 @@ def costs(
     """Return what candidate `name` gains or loses in each other condition; a negative gain is a cost.
 
     In the condition of the labelled source it is true mIoU on source validation images; elsewhere the batch nuclear
-    norm of golden frames, and the candidate is better or worse there by most of the three votes on frames.
+    norm of golden frames, and the candidate is better or worse there by most of the three votes on frames. Better also
+    needs the vote of the norm: without it the other two credit models that are ten points worse.
     """
     return [
         _labelled(item, candidate.source, item.best.source, settings, seed, names)
@@ -50,7 +55,7 @@ def _on_golden(
             "lower": first.advantage.lower,
             "upper": first.advantage.upper,
             "images": len(here.gram),
-            "better": 2 * won > len(votes) and lost == 0,
+            "better": first.won and 2 * won > len(votes) and lost == 0,
             "worse": 2 * lost > len(votes),
             "detail": f"{won} of {len(votes)} votes won, {lost} lost; {first.check.detail}",
         }
@@ -87,12 +92,26 @@ def _labelled(
             "lower": sure.lower,
             "upper": sure.upper,
             "images": images,
+            "labels": True,
             "better": sure.lower > TOLERANCE,
             "worse": sure.upper < -TOLERANCE,
             "detail": f"mIoU on source {sure.value:+.4f}, bounds {sure.lower:+.4f} to {sure.upper:+.4f} "
             f"at {settings.confidence:.0%} each side",
         }
     )
+
+
+def takes_over(cost: ConditionCost, condition: Condition) -> bool:
+    """Return whether a promoted candidate becomes the best version of another condition, by what it gains there.
+
+    Votes alone do not displace a version that a round made for that condition: each version is better on the frames it
+    learned from, and the votes err on others (docs/explanation/recall.md). Labels may. A version that was best only
+    because it served, or the released one, gives way to votes. Nothing follows from a comparison with another version
+    than the one that is best now.
+    """
+    if not cost.better or cost.version != condition.best:
+        return False
+    return cost.labels or condition.best != condition.made
 
 
 def forgetting(found: Sequence[ConditionCost], settings: GateSettings, *, recalls: bool) -> Check:

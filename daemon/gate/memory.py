@@ -16,6 +16,7 @@ from daemon.gate.conditions import (
     with_best,
 )
 from daemon.gate.decide import GATE
+from daemon.gate.forgetting import takes_over
 from daemon.gate.frame_rules import FAR
 from daemon.gate.loop import GateContext
 from daemon.runtime.logs import get_logger
@@ -75,17 +76,17 @@ class ConditionMemory:
         """Let promotions and rollbacks change the best versions, each once.
 
         A version that a round's promotion made serve is best in the condition of the newest frames of that round: the
-        gate judged it there. A recalled one is best in the condition of its recall. A version that was rolled back
-        gives way to the one that serves instead.
+        gate judged it there; it may take over others (`takes_over`). A recalled one is best in the condition of its
+        recall. A version that was rolled back gives way to the one that serves instead.
         """
         moves = [event for event in context.registry.history() if event.event in MOVES]
         for move in moves[known.applied :]:
             if move.event == "promoted" and move.round is not None:
-                known = with_best(
-                    known, self._condition_of(context, known, seen, move.round), move.version, move.reason
-                )
-                for won in won_elsewhere(context, move.round):
-                    known = with_best(known, won.number, move.version, won.detail)
+                number = self._condition_of(context, known, seen, move.round)
+                known = with_best(known, number, move.version, move.reason, made=True)
+                for cost in costs_elsewhere(context, move.round):
+                    if (other := known.condition(cost.number)) is not None and takes_over(cost, other):
+                        known = with_best(known, cost.number, move.version, cost.detail)
             elif move.event == "recalled" and move.by == GATE:
                 recall = read_record(context.layout.recall, Recall)
                 if recall is not None and recall.version == move.version:
@@ -123,15 +124,15 @@ class ConditionMemory:
         return seen_frames(mine, current)
 
 
-def won_elsewhere(context: GateContext, round: int) -> list[ConditionCost]:
-    """Return the conditions other than the newest one where the promoted candidate of a round is clearly better."""
+def costs_elsewhere(context: GateContext, round: int) -> list[ConditionCost]:
+    """Return what the promoted candidate of a round gains or costs in conditions other than the newest one."""
     try:
         verdict = RoundStore(context.layout.rounds).folder(round).verdict()
     except StorageError as error:
         log.warning("verdict_of_round_unknown", round=round, reason=str(error))
         return []
     mine = [item for item in verdict.candidates if item.name == verdict.candidate] if verdict else []
-    return [cost for item in mine for cost in item.elsewhere if cost.better]
+    return [cost for item in mine for cost in item.elsewhere]
 
 
 def golden_frames(settings: Settings, known: Conditions) -> int:

@@ -33,6 +33,8 @@ class Condition(Record):
     """Version that is best here by the gate's evidence; None until one serves."""
     best_reason: str = ""
     """The evidence, in one sentence."""
+    made: int | None = None
+    """Version that a round on its frames made and the gate promoted, the newest one; None before the first."""
     labelled: bool = False
     """Whether the labelled source images belong to it: then its evidence is true mIoU."""
     cameras: dict[str, int] = Field(default_factory=dict)

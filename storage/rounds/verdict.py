@@ -57,6 +57,8 @@ class ConditionCost(Record):
     """Its upper bound."""
     images: int = 0
     """Images that it was measured on."""
+    labels: bool = False
+    """Whether they are labelled: then the gain is true mIoU, and otherwise votes say what is better."""
     better: bool = False
     """Whether the candidate is clearly better there."""
     worse: bool = False

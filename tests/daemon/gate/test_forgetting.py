@@ -9,8 +9,10 @@ from pydantic import ValidationError
 
 from configs.gate import GateSettings
 from daemon.gate.decide import decide
+from daemon.gate.forgetting import takes_over
+from storage.gate.conditions import Condition
 from storage.rounds.records import ConditionScores, KnownCondition, ModelScores, RoundConditions, RoundScores
-from storage.rounds.verdict import Verdict
+from storage.rounds.verdict import ConditionCost, Verdict
 from tests.sections import section
 
 NAMES = ("road", "building", "tree", "sky", "pole")
@@ -57,6 +59,18 @@ def test_forgetting(a_round: Any, model: Any, forgetting: Any, recalls: bool, ca
     assert ("fog" in verdict.reason) == (decision == "rejected")
 
 
+@pytest.mark.parametrize("norm", [True, False])
+def test_nothing_is_better_elsewhere_without_the_nuclear_norm(a_round: Any, model: Any, norm: bool) -> None:
+    found = elsewhere(a_round, model, {"accuracy": 0.75, "seed": 6}, GOOD)
+    best = found.best.model_copy(update={"styled": None})
+    candidate = found.candidates["candidate"].model_copy(update={"styled": None})
+    if not norm:
+        candidate = candidate.model_copy(update={"gram": best.gram, "marginal": best.marginal})
+    found = found.model_copy(update={"best": best, "candidates": {"candidate": candidate}})
+    (cost,) = judged(a_round, model, found, GateSettings()).candidates[0].elsewhere
+    assert cost.better is norm and cost.detail.startswith(f"{2 + norm} of 3 votes won, 0 lost")
+
+
 @pytest.mark.parametrize(("source", "better", "worse"), [(0.95, False, True), (0.6, True, False), (None, False, False)])
 def test_the_labelled_condition_is_judged_by_true_miou(
     a_round: Any, model: Any, source: float | None, better: bool, worse: bool
@@ -66,7 +80,7 @@ def test_the_labelled_condition_is_judged_by_true_miou(
     best = same if source is None else a_round(model(source=source, seed=9)).scores.candidate
     found = ConditionScores(number=1, name="source", labelled=True, version=1, best=best)
     (cost,) = judged(a_round, model, found, GateSettings()).candidates[0].elsewhere
-    assert (cost.better, cost.worse, cost.images) == (better, worse, 24)
+    assert (cost.better, cost.worse, cost.images, cost.labels) == (better, worse, 24, True)
     assert "mIoU on source" in cost.detail
 
 
@@ -81,6 +95,25 @@ def test_a_class_that_counts_alone_is_forgotten_though_the_mean_rises(
     settings = section(GateSettings, class_weights=weights)
     (cost,) = decide(round_.spec, scores, settings, NAMES, at=5.0).candidates[0].elsewhere
     assert (cost.better, cost.worse) == (not worse, worse)
+
+
+@pytest.mark.parametrize(
+    ("better", "labels", "version", "best", "made", "takes"),
+    [
+        (True, False, 1, 1, None, True),  # the released one, or one that served when the condition opened
+        (True, False, 2, 2, 2, False),  # votes alone against the version that a round made there
+        (True, True, 2, 2, 2, True),  # labels
+        (True, False, 3, 3, 2, True),  # the one that a round made there is no longer the best
+        (True, True, 1, 3, None, False),  # compared with another version than the best one
+        (False, True, 1, 1, None, False),
+    ],
+)
+def test_what_takes_over_another_condition(
+    better: bool, labels: bool, version: int, best: int, made: int | None, takes: bool
+) -> None:
+    cost = ConditionCost(number=2, name="dusk", version=version, better=better, labels=labels, detail="3 of 3 votes")
+    dusk = Condition(number=2, name="dusk", opened=0.0, last_seen=1.0, centroids=((0.0,),), best=best, made=made)
+    assert takes_over(cost, dusk) is takes
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,17 @@ def test_a_round_is_told_which_held_out_frames_are_of_the_newest_condition(
     registry.promote(version, by="gate", reason="good", round=1)
     gate.step()
     after = ConditionStore(layout.conditions).read()
-    assert [item.best for item in after.conditions] == [version] * 2
+    assert [(item.best, item.made) for item in after.conditions] == [(version, None), (version, version)]
     assert [item.best_reason for item in after.conditions] == ["3 of 3 votes won", "good"]
+    day = found.model_copy(update={"newest": 1})
+    folder = RoundStore(layout.rounds).create(spec.model_copy(update={"round": 2, "conditions": day}))
+    gain = cost.model_copy(update={"number": 2, "version": version})
+    folder.write_verdict(verdict.model_copy(update={"candidates": (ruling.model_copy(update={"elsewhere": (gain,)}),)}))
+    again = registry.add(registry.weights_path(1), manifest.model_copy(update={"round": 2}), by="gate").version
+    registry.promote(again, by="gate", reason="good", round=2)
+    gate.step()
+    after = ConditionStore(layout.conditions).read()
+    assert [item.best for item in after.conditions] == [again, version], "votes displace no version that was made there"
     layout.conditions.write_text("{")
     assert conditions_of_round(gate.settings, 1, records) is None
 

@@ -16,8 +16,10 @@ EncoderName = Literal[
     "resnet_tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
     "dinov2_tiny", "dinov2_small", "dinov2_base", "dinov2_large",
     "dinov2_adapter_tiny", "dinov2_adapter_small", "dinov2_adapter_base", "dinov2_adapter_large",
+    "dinov2_tokens_tiny", "dinov2_tokens_small", "dinov2_tokens_base", "dinov2_tokens_large",
     "dinov3_tiny", "dinov3_small", "dinov3_base", "dinov3_large",
     "dinov3_adapter_tiny", "dinov3_adapter_small", "dinov3_adapter_base", "dinov3_adapter_large",
+    "dinov3_tokens_tiny", "dinov3_tokens_small", "dinov3_tokens_base", "dinov3_tokens_large",
     "dinov3_convnext_tiny", "dinov3_convnext_t", "dinov3_convnext_s", "dinov3_convnext_b", "dinov3_convnext_l",
     "unet_tiny", "unet_small", "unet_base",
 ]  # fmt: skip
@@ -61,8 +63,9 @@ class _Layers(Section):
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of your own network's callable, beside `num_classes`."""
     encoder: EncoderName = "mit_b0"
-    """Encoder: MiT, DINO, adapters or ConvNeXt for daformer, ResNet for the DeepLabs, DINO also for deeplabv2, unet_*
-    for unet, DINO for light, adapters or ConvNeXt for pyramid. `*_tiny` are for small CPUs."""
+    """Encoder: MiT, DINO, adapters, ConvNeXt or tokens for daformer, ResNet for the DeepLabs, DINO also for deeplabv2,
+    unet_* or tokens for unet, DINO for light, adapters or ConvNeXt for pyramid. `*_tiny` are for small CPUs; of
+    `*_tokens_*` the ViT is frozen and needs `pretrained`."""
     channels: PositiveInt = 256
     """Width of the decoder (channels); the papers use 256. Those of light and pyramid follow the encoder."""
     dropout: Fraction = 0.1
@@ -74,6 +77,22 @@ class _Layers(Section):
     learnt attention. An answer costs about 2.6 times the plain network's; a training pass at the same crop, half."""
 
 
+class TokenSettings(Section):
+    """Low-rank tokens in every block of a frozen ViT (`*_tokens_*`): Rein (Wei et al., CVPR 2024), as MFM-DA has them.
+
+    Constants of MFM-DA (Jiang et al., arXiv 2503.00802, its code).
+    """
+
+    length: PositiveInt = 100
+    """Tokens of a block."""
+    rank: PositiveInt = 16
+    """Rank of the matrix of a block's tokens."""
+    scale: Positive = 0.001
+    """First value of the factor, which is trained, on what the tokens add."""
+    head_width: PositiveInt = 64
+    """Channels of the finest level of the U-Net behind them; each deeper level has twice as many (64 to 512)."""
+
+
 class _Rare(Section):
     """Rarely changed settings of the network."""
 
@@ -83,6 +102,7 @@ class _Rare(Section):
     """Your own network, if it has no `encode` and `decode`: name of its submodule that turns images into maps."""
     decoder_module: str | None = None
     """Name of its submodule that turns what `encoder_module` returns into logits."""
+    tokens: TokenSettings = TokenSettings()
 
 
 class NetworkAdvanced(_Rare):
@@ -118,6 +138,15 @@ class NetworkSettings(_Layers):
             raise ValueError("pretrained: weights of a built-in encoder; a network of your own begins as it is built")
         if self.multi_resolution:
             raise ValueError("multi_resolution: HRDA takes the built-in networks only; set it to false")
+        return self
+
+    @model_validator(mode="after")
+    def _a_frozen_encoder_has_weights(self) -> Self:
+        if "_tokens_" in self.encoder and not is_own(self.name) and self.pretrained is None:
+            raise ValueError(
+                f"pretrained: the ViT of encoder {self.encoder!r} is frozen, so it must come with weights; name its "
+                f"directory, or set encoder to {self.encoder.replace('_tokens', '')!r}, which trains"
+            )
         return self
 
     def architecture(self) -> "Architecture":

@@ -8,7 +8,7 @@ import torch
 from adapters.errors import NetworkMismatch
 from adapters.networks.contract import check_contract
 from adapters.networks.decoders import daformer, deeplab
-from adapters.networks.decoders.unet import UnetHead
+from adapters.networks.decoders.unet import NarrowedUnetHead, UnetHead
 from adapters.networks.decoders.vfm import LightHead, PyramidHead
 from adapters.networks.encoders.unet import UnetEncoder
 from adapters.networks.multi_resolution import MultiResolutionNetwork
@@ -18,15 +18,19 @@ from adapters.networks.source_digest import source_digest
 from configs.network import Architecture, is_own
 
 ENCODER_FAMILIES = {
-    "daformer": ("mit", "dinov2", "dinov3", "dinov2_adapter", "dinov3_adapter", "dinov3_convnext"),
+    "daformer": (
+        "mit", "dinov2", "dinov3", "dinov2_adapter", "dinov3_adapter", "dinov3_convnext",
+        "dinov2_tokens", "dinov3_tokens",
+    ),
     "deeplabv2": ("resnet", "dinov2", "dinov3"),
     "deeplabv3plus": ("resnet",),
-    "unet": ("unet",),
+    "unet": ("unet", "dinov2_tokens", "dinov3_tokens"),
     "light": ("dinov2", "dinov3"),
     "pyramid": ("dinov2_adapter", "dinov3_adapter", "dinov3_convnext"),
-}
+}  # fmt: skip
 """Encoders that each decoder can read: DAFormer needs four levels, DeepLabV2 one, DeepLabV3+ the deepest map and stride
-4, U-Net one at full size, the light head a ViT's tokens, the pyramid head four levels that double in size."""
+4, U-Net one at full size or four of a frozen ViT, the light head a ViT's tokens, the pyramid head four levels that
+double in size."""
 
 
 def family_of(encoder: str) -> str:
@@ -109,6 +113,11 @@ def _four_levels(settings: Architecture) -> Any:
             return build_convnext(name, pretrained)
         case "dinov2" | "dinov3":
             return _vit(settings, pyramid=True)
+        case "dinov2_tokens" | "dinov3_tokens":
+            from adapters.networks.encoders.low_rank_tokens import TokenVit
+
+            plain = settings.model_copy(update={"encoder": name.replace("_tokens", "")})
+            return TokenVit(_vit(plain, pyramid=False), settings.tokens)
         case _:
             from adapters.networks.encoders.vit_adapter import AdaptedVit
 
@@ -173,6 +182,12 @@ def _deeplabv3plus(settings: Architecture, num_classes: int) -> SegmentationNetw
 
 
 def _unet(settings: Architecture, num_classes: int) -> SegmentationNetwork:
+    if family_of(settings.encoder) != "unet":
+        vit = _four_levels(settings)
+        sizes = (vit.feature_channels, settings.tokens.head_width, num_classes, settings.dropout)
+        return SegmentationNetwork(
+            vit, NarrowedUnetHead(*sizes), num_classes=num_classes, feature_channels=vit.feature_channels
+        )
     if settings.pretrained is not None:
         raise NetworkMismatch("network.pretrained: U-Nets have no encoder weights; leave it out")
     encoder = UnetEncoder(settings.encoder)

@@ -122,8 +122,9 @@ class Gold(SelfTraining):
     def __init__(self, inputs: RecipeInputs[GoldSettings], terms: Sequence[Term]) -> None:
         """Freeze everything else. Raises NetworkMismatch when the network has no single linear classifier."""
         self._classifier = linear_classifier(inputs.student).weight
+        trained = (*norm_parameters(inputs.student), self._classifier)
         inputs.student.requires_grad_(False)
-        for parameter in (*norm_parameters(inputs.student), self._classifier):
+        for parameter in trained:
             parameter.requires_grad_(True)
         self._directions = Directions(inputs, self._classifier)
         self._refresh = inputs.recipe.advanced.refresh_steps

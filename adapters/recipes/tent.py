@@ -29,12 +29,12 @@ class Tent(Recipe[TentSettings]):
     def __init__(self, inputs: RecipeInputs[TentSettings]) -> None:
         """Freeze everything but scales and shifts. Raises AdapterError when the network has none."""
         super().__init__(inputs)
-        self.student.requires_grad_(False)
         trained = norm_parameters(self.student)
+        self.student.requires_grad_(False)
         if not trained:
             raise AdapterError(
-                "recipe.name tent: this network has no BatchNorm, LayerNorm or GroupNorm with scale and shift, so "
-                "there is nothing to train; use cotta, which trains every weight"
+                "recipe.name tent: this network has no BatchNorm, LayerNorm or GroupNorm whose scale and shift train, "
+                "so there is nothing to train; use cotta, which trains every weight"
             )
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -62,6 +62,7 @@ class Tent(Recipe[TentSettings]):
 
 
 def norm_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Return scales and shifts of the normalisation layers of `network`, [C] each."""
+    """Return scales and shifts of the normalisation layers of `network`, [C] each, without those of a frozen base."""
     layers = [layer for layer in network.modules() if isinstance(layer, NORMALISATION)]
-    return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+    own = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+    return [parameter for parameter in own if parameter.requires_grad]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.networks.decoders.layers import double_conv
+from adapters.networks.decoders.layers import conv_norm_relu, double_conv
 
 
 class UnetHead(nn.Module):
@@ -31,4 +31,23 @@ class UnetHead(nn.Module):
             size = (skip.shape[-2], skip.shape[-1])
             maps = block(torch.cat([skip, F.interpolate(maps, size, mode="bilinear", align_corners=False)], dim=1))
         logits: Tensor = self.classifier(self.dropout(maps))
+        return logits
+
+
+class NarrowedUnetHead(nn.Module):
+    """The U-shaped head of MFM-DA (Jiang et al., arXiv 2503.00802) on levels of one width: narrowed, then a U-Net's.
+
+    The paper has 64, 128, 256 and 512 channels. A 1x1 convolution narrows each level; ours, as the paper is silent.
+    """
+
+    def __init__(self, feature_channels: Sequence[int], width: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        widths = [width * 2**level for level in range(len(feature_channels))]
+        sizes = zip(feature_channels, widths, strict=True)
+        self.narrow = nn.ModuleList(conv_norm_relu(channels, narrow) for channels, narrow in sizes)
+        self.unet = UnetHead(widths, num_classes, dropout)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Return logits `[B, K, H_1, W_1]` at the size of the first (finest) level."""
+        logits: Tensor = self.unet([narrow(level) for narrow, level in zip(self.narrow, features, strict=True)])
         return logits

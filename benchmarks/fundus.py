@@ -6,6 +6,11 @@ scored before and after each round, on the hidden images, on all of STARE, and o
 script reads labels of STARE.
 
     python benchmarks/fundus.py --data ../shared/data/fundus --root /tmp/fundus --seeds 1 2 3
+    python benchmarks/fundus.py ... --config configs/presets/fundus_fewshot.yaml --first-hidden 2 \\
+        --set network.pretrained=/tmp/base/vit network.encoder=dinov2_tokens_tiny
+
+With the second command 14 images of STARE arrive: the gate holds out four, ten train. `benchmarks/vit_base.py` makes
+the ViT.
 
 A seed is that of source training and of its rounds; with `--source-seed` all begin from one source model. A source
 model that is in `--root` for the same settings is used again. Prints markdown tables for
@@ -36,7 +41,7 @@ from storage.durable.digest import digest_of
 PRESET = Path(__file__).parent.parent / "configs" / "presets" / "fundus.yaml"
 FIRST_TRAINED = 21
 """DRIVE's images from this number on are its training set, those before it its test set (Staal et al., 2004)."""
-HIDDEN = slice(1, None, 3)
+FIRST_HIDDEN, EVERY = 1, 3
 """STARE's images, by name, that the daemon never sees: 7 of 20, of both its halves, healthy and diseased."""
 SETS = {"stare_hidden": "STARE, hidden", "stare": "STARE, all", "drive": "DRIVE, validation"}
 COLUMNS = {"dice": "Dice", "pooled_dice": "pooled Dice", "iou": "IoU", "centreline": "centreline"}
@@ -76,10 +81,10 @@ def sort_drive(data: Path, root: Path) -> dict[str, Path]:
     return folders
 
 
-def read_data(data: Path, root: Path) -> Data:
+def read_data(data: Path, root: Path, first_hidden: int = FIRST_HIDDEN) -> Data:
     """Sort DRIVE into folders of `root`, as the settings want it, and choose the hidden images of STARE."""
     stare, source = pair_up(data / "stare"), sort_drive(data, root)
-    hidden = stare[HIDDEN]
+    hidden = stare[first_hidden::EVERY]
     held_out = pair_up(source["validation_images"].parent)
     truths = {pair.label: Truth.of(read_mask(pair.label)) for pair in [*stare, *held_out]}
     seen = [pair.image for pair in stare if pair not in hidden]
@@ -107,6 +112,8 @@ class SeedRun:
     source_seed: int
     folder: Path
     console: Console
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Settings that differ from the preset, by dotted key."""
     started: float = field(default_factory=time.monotonic)
     lines: list[Line] = field(default_factory=list)
 
@@ -128,7 +135,8 @@ class SeedRun:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         config = write_config(preset, self.folder, self.data.source, len(self.data.seen))
-        settings = seeded(yaml.safe_load(config.read_text(encoding="utf-8")), self.seed, self.source_seed)
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        settings = seeded(changed(settings, self.changes), self.seed, self.source_seed)
         config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         driven = DrivenDaemon(config)
         learnt = [settings[name] for name in ("classes", "network", "buffer", "source", "pretrain")]
@@ -151,6 +159,17 @@ class SeedRun:
                 serving = served.version
             show(f"version {serving}, " + ", ".join(f"{SETS[n]} {100 * s.dice:.1f}" for n, s in scores.items()))
         self.lines.append(Line(event, serving, scores, time.monotonic() - self.started))
+
+
+def changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return `settings` with the values of `changes`, by dotted key."""
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        part = settings
+        for section in sections:
+            part = part.setdefault(section, {})
+        part[name] = value
+    return settings
 
 
 def seeded(settings: dict[str, Any], seed: int, source_seed: int) -> dict[str, Any]:
@@ -208,13 +227,16 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=PRESET, help="preset to run (paths, ports, seeds are replaced)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--source-seed", type=int, help="begin every seed from the source model of this one")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings other than the preset's")
+    parser.add_argument("--first-hidden", type=int, default=FIRST_HIDDEN, help=f"hide every {EVERY}rd from this index")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of each seed; all but the first are asked for")
     arguments = parser.parse_args()
     root = arguments.root.resolve()
-    data, runs = read_data(arguments.data.resolve(), root), dict[int, list[Line]]()
+    changes = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in arguments.set)}
+    data, runs = read_data(arguments.data.resolve(), root, arguments.first_hidden), dict[int, list[Line]]()
     for seed in arguments.seeds:
         source_seed = seed if arguments.source_seed is None else arguments.source_seed
-        run = SeedRun(data, seed, source_seed, root / f"seed-{seed}", Console(stderr=True))
+        run = SeedRun(data, seed, source_seed, root / f"seed-{seed}", Console(stderr=True), changes)
         runs[seed] = run.run(arguments.config, arguments.rounds)
         table = markdown(runs, " ".join(["python", *sys.argv]))
         (root / "fundus.md").write_text(table, encoding="utf-8")  # what is done survives a seed that fails

@@ -130,7 +130,9 @@ def time_cases(workers: Sequence[Worker], steps: int) -> list[Timed]:
 
 
 def named(recipe: str) -> dict[str, Any]:
-    """Return the recipe's settings: its name, and the things of omuda, whose masks go by region."""
+    """Return the recipe's settings: its name, the things of omuda, whose masks go by region, few images for mfm_da."""
+    if recipe == "mfm_da":
+        return {"name": recipe, "advanced": {"target_images": 1}}
     return {"name": recipe, "thing_classes": ["class 1"]} if recipe == "omuda" else {"name": recipe}
 
 
@@ -160,7 +162,10 @@ def term_cases(recipe: str) -> list[Case]:
     return [
         Case(
             f"{recipe}{'+mfm' * mfm}{name}",
-            {"recipe": {**named(recipe), "advanced": advanced}, "mfm": {"enabled": mfm}},
+            {
+                "recipe": {**named(recipe), "advanced": {**named(recipe).get("advanced", {}), **advanced}},
+                "mfm": {"enabled": mfm},
+            },
         )
         for name, advanced in added.items()
         for mfm in (False, True)

@@ -1,4 +1,4 @@
-"""Plug-ins: recipes, scores and policies that other packages bring by entry point (docs/how-to/plug-ins.md).
+"""Plug-ins of other packages, by entry point: recipes, translations, scores, policies (docs/how-to/plug-ins.md).
 
 Only names are read here. A plug-in is imported when the configuration names it, so a broken one that nobody names
 costs nothing. A built-in name always means the built-in one.
@@ -11,10 +11,11 @@ from typing import Any, Final
 from configs.errors import ConfigError, nearest
 
 RECIPES: Final = "mfmd.recipes"
+TRANSLATIONS: Final = "mfmd.translations"
 SCORES: Final = "mfmd.scores"
 ADMISSION: Final = "mfmd.admission"
 EVICTION: Final = "mfmd.eviction"
-GROUPS: Final = (RECIPES, SCORES, ADMISSION, EVICTION)
+GROUPS: Final = (RECIPES, TRANSLATIONS, SCORES, ADMISSION, EVICTION)
 """Groups of entry points."""
 
 

@@ -12,15 +12,22 @@ from configs.plugins import checked_name
 from configs.section import Fraction, NotNegative, Positive, PositiveInt, Section
 from configs.terms import (
     BldaSettings,
+    ClassBceSettings,
     ClassConfidenceSettings,
     ComplementarySettings,
     DidaSettings,
     FoundationSettings,
+    MfmDaClassBce,
+    MfmDaTranslation,
     OmudaClassConfidence,
     OmudaComplementary,
+    TranslationSettings,
 )
 
-RecipeName = Literal["dacs", "daformer", "hrda", "mic", "omuda", "bn_statistics", "tent", "cotta", "gold", "plugin"]
+RecipeName = Literal[
+    "dacs", "daformer", "hrda", "mic", "omuda", "mfm_da",
+    "bn_statistics", "tent", "cotta", "gold", "plugin",
+]  # fmt: skip
 
 SOURCE_FREE_ANCHOR = 20.0
 """`recipe.anchor_weight` of a round without source. At the default rates a round takes back e^-0.6, nearly half, of the
@@ -60,6 +67,10 @@ class RecipeBase(Section):
         """Return the pull towards the released weights in a round; 0: none."""
         return 0.0
 
+    def least_frames(self) -> int:
+        """Return how many target frames a round needs to train on."""
+        return 1
+
 
 class SelfTrainingAdvanced(Section):
     """Rarely changed settings of the recipe."""
@@ -72,6 +83,11 @@ class SelfTrainingAdvanced(Section):
     """Probability of colour jitter, drawn once a step."""
     blur_probability: Fraction = 0.5
     """Probability of Gaussian blur (sigma 0.15-1.15 pixels), drawn once a step."""
+    separate_steps: bool = False
+    """Each loss has an optimizer step of its own, with a batch of its own, one after the other; off: each step has all
+    of them."""
+    class_bce: ClassBceSettings = ClassBceSettings()
+    translation: TranslationSettings = TranslationSettings()
     complementary: ComplementarySettings = ComplementarySettings()
     blda: BldaSettings = BldaSettings()
     dida: DidaSettings = DidaSettings()
@@ -110,8 +126,8 @@ class DacsSettings(SelfTrainingSettings):
 
     name: Literal["dacs"] = "dacs"
     """dacs (Tranheden 2021), daformer (Hoyer 2022), hrda (Hoyer 2022), mic (Hoyer 2023), omuda (a reading of the
-    abstract of Ou 2025). For comparison and for small machines: bn_statistics (Schneider 2020), tent (Wang 2021), cotta
-    (Wang 2022), all without source, and gold (Lai 2026)."""
+    abstract of Ou 2025), mfm_da (Jiang 2025; few target images). For comparison and for small machines: bn_statistics
+    (Schneider 2020), tent (Wang 2021), cotta (Wang 2022), all without source, and gold (Lai 2026)."""
 
 
 class DaformerAdvanced(SelfTrainingAdvanced):
@@ -201,6 +217,30 @@ class OmudaSettings(RareClassSettings):
 
     name: Literal["omuda"] = "omuda"
     advanced: OmudaAdvanced = OmudaAdvanced()
+
+
+class MfmDaAdvanced(SelfTrainingAdvanced):
+    """Rarely changed settings of the recipe."""
+
+    target_images: PositiveInt = 10
+    """A round needs so many target images to train on, beside the held-out ones: as many as the paper has."""
+    separate_steps: bool = True
+    class_bce: MfmDaClassBce = MfmDaClassBce()
+    translation: MfmDaTranslation = MfmDaTranslation()
+
+
+class MfmDaSettings(SelfTrainingSettings):
+    """MFM-DA (Jiang et al., arXiv 2503.00802), its second stage: source and its translation, aligned; few targets.
+
+    MFM means "medical foundation model" there. The translation takes the place of the paper's diffusion model.
+    """
+
+    name: Literal["mfm_da"] = "mfm_da"
+    advanced: MfmDaAdvanced = MfmDaAdvanced()
+
+    def least_frames(self) -> int:
+        """`advanced.target_images`."""
+        return self.advanced.target_images
 
 
 class _TestTime(RecipeBase):
@@ -296,6 +336,7 @@ RecipeSettings = Annotated[
     | HrdaSettings
     | MicSettings
     | OmudaSettings
+    | MfmDaSettings
     | BnStatisticsSettings
     | TentSettings
     | CottaSettings

@@ -24,7 +24,7 @@ from configs.gate import (
 from configs.mfm import MfmSettings
 from configs.network import NetworkSettings, PretrainSettings
 from configs.notify import Webhooks
-from configs.recipe import DacsSettings, RareClassSettings, RecipeSettings, SelfTrainingSettings
+from configs.recipe import DacsSettings, MfmDaSettings, RareClassSettings, RecipeSettings, SelfTrainingSettings
 from configs.round import RoundSettings, ScheduleSettings
 from configs.section import Section, StatePath, meet
 from configs.serving import ControlSettings, MasksSettings, PublishSettings, ServingSettings
@@ -138,6 +138,28 @@ class Settings(Section):
                 "recipe.advanced.blda: needs labelled source images, whose logits are the anchor, and `source` is not "
                 "set; set it, or enabled to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _translation_has_its_images(self) -> Self:
+        recipe = self.recipe
+        if self.source is not None or not isinstance(recipe, SelfTrainingSettings):
+            return self
+        if isinstance(recipe, MfmDaSettings) or recipe.advanced.translation.enabled:
+            raise ValueError(
+                "recipe.advanced.translation (recipe.name mfm_da has it on): translates labelled source images, and "
+                "`source` is not set; set it, or take another recipe with enabled: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nested_are_classes(self) -> Self:
+        recipe, names = self.recipe, [entry.name for entry in self.classes]
+        pairs = recipe.advanced.class_bce.nested if isinstance(recipe, SelfTrainingSettings) else ()
+        for name in (name for pair in pairs for name in pair):
+            if name not in names:
+                where = "recipe.advanced.class_bce.nested"
+                raise ValueError(f"{where}: no class {name!r} in `classes`{nearest(name, names)}")
         return self
 
     @model_validator(mode="after")

@@ -1,9 +1,10 @@
 """Settings of the terms that any recipe with a teacher can add, below `recipe.advanced`."""
 
-from typing import Self
+from typing import Annotated, Final, Self
 
-from pydantic import model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
+from configs.plugins import TRANSLATIONS, checked_name
 from configs.section import ConfigPath, Fraction, NotNegative, Positive, PositiveInt, Section
 
 
@@ -112,6 +113,69 @@ class FoundationSettings(Section):
         return self
 
 
+class ClassBceSettings(Section):
+    """Binary cross-entropy of each class in the losses on true labels, for classes that overlap.
+
+    Jiang et al. (MFM-DA, arXiv 2503.00802) train disc and cup so. How overlapping classes stand in a mask of one class
+    a pixel is ours.
+    """
+
+    enabled: bool = False
+    """Take the place of the cross-entropy in the losses source, mix and translated."""
+    nested: tuple[tuple[str, str], ...] = ()
+    """Pairs of an outer and an inner class, `[[disc, cup]]`: a pixel of the inner class is one of the outer too. In
+    labels and masks it has the inner class."""
+
+    @model_validator(mode="after")
+    def _has_no_circle(self) -> Self:
+        around = self.around()
+        if lost := sorted(name for name, outer in around.items() if name in outer):
+            raise ValueError(f"nested: {lost[0]!r} is inside itself; remove one of its pairs")
+        return self
+
+    def around(self) -> dict[str, set[str]]:
+        """Return the classes around each inner class, also those around these."""
+        around: dict[str, set[str]] = {}
+        for outer, inner in self.nested:
+            around.setdefault(inner, set()).add(outer)
+        for _ in around:  # long enough for the longest chain
+            for outers in around.values():
+                outers.update(*(around.get(name, ()) for name in tuple(outers)))
+        return around
+
+
+BUILT_IN_TRANSLATIONS: Final = ("style",)
+
+
+def _is_translation(name: str) -> str:
+    return checked_name(name, TRANSLATIONS, BUILT_IN_TRANSLATIONS)
+
+
+class TranslationSettings(Section):
+    """Source images in the appearance of the target, as in MFM-DA (Jiang et al., arXiv 2503.00802); needs source.
+
+    Two losses: maps of an image and of its translation stay alike, and the translation is learnt with the image's
+    labels.
+    """
+
+    enabled: bool = False
+    """Add the losses."""
+    translate: Annotated[str, AfterValidator(_is_translation)] = "style"
+    """What translates: `style` swaps low frequencies and colour statistics with the target crop, as the gate does for
+    its restyled source (the paper trains a diffusion model); or a plug-in of `mfmd.translations`."""
+    alignment_weight: NotNegative = 1.0
+    """Weight of the alignment: 1 - cosine of channels, over all positions of all maps."""
+    weight: NotNegative = 1.0
+    """Weight of the loss on the translation with the image's labels."""
+    reach: Fraction = 0.05
+    """style: half side of the swapped window of frequencies as a share of the shorter side; the middle one of FDA's
+    (Yang and Soatto, CVPR 2020)."""
+    max_gain: Positive = 4.0
+    """style: largest factor by which the contrast of a colour channel is raised; ours."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """What a plug-in reads as `inputs.recipe.advanced.translation.options`."""
+
+
 class OmudaComplementary(ComplementarySettings):
     """Complementary masks as recipe omuda has them: on, and by region."""
 
@@ -121,5 +185,17 @@ class OmudaComplementary(ComplementarySettings):
 
 class OmudaClassConfidence(ClassConfidenceSettings):
     """Class confidence as recipe omuda has it: on."""
+
+    enabled: bool = True
+
+
+class MfmDaClassBce(ClassBceSettings):
+    """Binary cross-entropy as recipe mfm_da has it: on."""
+
+    enabled: bool = True
+
+
+class MfmDaTranslation(TranslationSettings):
+    """Translation as recipe mfm_da has it: on."""
 
     enabled: bool = True

@@ -34,5 +34,7 @@ def placed(model: type[Section | RecipeBase], values: dict[str, Any]) -> dict[st
     }
     found: dict[str, Any] = {}
     for key, value in values.items():
+        if key in place.values():
+            value = {**found.get(key, {}), **value}
         (found.setdefault(place[key], {}) if key in place else found)[key] = value
     return found

@@ -51,17 +51,24 @@ def prediction_loss(
     )
 
 
-def outputs_loss(outputs: Sequence[Output], labels: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the cross-entropy of the predictions of a pass against `labels` `[B, H, W]`, times `weight` `[B, H, W]`.
+PixelLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""A loss of logits [B, K, H, W], labels [B, H, W] and weights of pixels [B, H, W] (None: all 1), a scalar."""
 
-    It is a scalar.
+
+def outputs_loss(
+    outputs: Sequence[Output], labels: Tensor, weight: Tensor | None = None, loss: PixelLoss | None = None
+) -> Tensor:
+    """Return the `loss` of the predictions of a pass against `labels` `[B, H, W]`, times `weight` `[B, H, W]`.
+
+    It is a scalar; None is the cross-entropy.
     """
+    of_pixels = loss or weighted_cross_entropy
 
-    def cross_entropy(output: Output) -> Tensor:
+    def of_output(output: Output) -> Tensor:
         importance = None if weight is None else part_of(output.window, weight)
-        return weighted_cross_entropy(output.logits, part_of(output.window, labels), importance)
+        return of_pixels(output.logits, part_of(output.window, labels), importance)
 
-    return mean_over_outputs(outputs, cross_entropy)
+    return mean_over_outputs(outputs, of_output)
 
 
 def mean_over_outputs(outputs: Sequence[Output], measure: Callable[[Output], Tensor]) -> Tensor:

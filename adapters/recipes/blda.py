@@ -25,6 +25,7 @@ class Blda(TermModule):
     """Distributions of the logits on source and target, their anchors, and the quantile head."""
 
     name = "blda"
+    has_losses = False
 
     def __init__(self, inputs: RecipeInputs[SelfTrainingSettings]) -> None:
         """Build it on the student's device. Raises AdapterError without source images."""
@@ -64,7 +65,7 @@ class Blda(TermModule):
                 output._replace(logits=output.logits.float() - self._settings.strength * shift)
                 for output, (shift, _) in zip(outputs, found, strict=True)
             ]
-            losses = {seen.name: outputs_loss(corrected, seen.labels, seen.weight)}
+            losses = {seen.name: outputs_loss(corrected, seen.labels, seen.weight, seen.loss)}
         if self._settings.quantile_weight > 0.0:
             loss = self._quantile_loss(found[0][1], tables.seen, rows, seen)
             losses[f"{seen.name}_quantile"] = self._settings.quantile_weight * loss

@@ -1,4 +1,4 @@
-"""Build a recipe from `recipe.name`; DACS, DAFormer, HRDA, MIC and OMUDA are lists of losses.
+"""Build a recipe from `recipe.name`; DACS, DAFormer, HRDA, MIC, OMUDA, MFM-DA are lists of losses.
 
 - DACS: Tranheden et al., "DACS: Domain Adaptation via Cross-domain Mixed Sampling" (WACV 2021, arXiv 2007.08702).
 - DAFormer: Hoyer et al., "DAFormer: Improving Network Architectures and Training Strategies for Domain-Adaptive
@@ -8,6 +8,7 @@
 - MIC: Hoyer et al., "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation" (CVPR 2023): DAFormer, or
   HRDA on such a network, with masked-image consistency.
 - OMUDA: Ou et al. (arXiv 2512.12303), of which only the abstract is public: a reading of it.
+- MFM-DA: Jiang et al. (arXiv 2503.00802), its second stage: `adapters.recipes.mfm_da`.
 
 Order and constants of a step are those of the DAFormer code base. Rare-class sampling and margins lie in the streams of
 crops (`rare_class` and `margins` of `adapters.sampling`); HRDA's context and detail lie in the network
@@ -26,6 +27,7 @@ from adapters.recipes.cotta import Cotta
 from adapters.recipes.feature_distance import FeatureDistance
 from adapters.recipes.gold import Gold
 from adapters.recipes.masked_tokens import MaskedTokens
+from adapters.recipes.mfm_da import mfm_da
 from adapters.recipes.recipe import Recipe, RecipeInputs
 from adapters.recipes.self_training import SelfTraining, Term
 from adapters.recipes.tent import Tent
@@ -109,6 +111,7 @@ RECIPES: dict[str, Callable[[RecipeInputs[Any]], Recipe[RecipeBase]]] = {
     "hrda": hrda,
     "mic": mic,
     "omuda": omuda,
+    "mfm_da": mfm_da,
     "bn_statistics": BnStatistics,
     "tent": Tent,
     "cotta": Cotta,

@@ -30,6 +30,7 @@ class ClassConfidence(TermModule):
     """
 
     name = "class_confidence"
+    has_losses = False
     histogram: Tensor
 
     def __init__(self, inputs: RecipeInputs[SelfTrainingSettings]) -> None:

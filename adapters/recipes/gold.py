@@ -35,6 +35,7 @@ class Directions(TermModule):
     """
 
     name = "directions"
+    has_losses = False
     base: Tensor
     """W without scales, [K, C]."""
     gram: Tensor

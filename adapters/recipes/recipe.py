@@ -63,6 +63,8 @@ class RecipeInputs(Generic[RecipeT_co]):
     """The frozen network of feature distance, in eval mode, on the device; None without feature distance or source."""
     source_free: bool = False
     """Whether the round has no source images: batches have none, and the released weights hold the student."""
+    target_images: int | None = None
+    """Target images of the round; None: not counted."""
     class_weights: Tensor | None = None
     """Weight of each value of true labels, [256] on the device (`recipe.class_balance`); None: all equal."""
 

@@ -6,7 +6,7 @@ activations at a time (as in the published code of DAFormer).
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from adapters.augmentation.augment import normalise_unit
 from adapters.networks.network import SegmentationNetwork
-from adapters.networks.training_pass import Encoded, prediction_loss
+from adapters.networks.training_pass import Encoded, PixelLoss, outputs_loss, weighted_cross_entropy
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
+from adapters.self_training.class_bce import ClassBce, members_of
 from adapters.self_training.pseudo_labels import PseudoLabel, pseudo_label
 from adapters.self_training.teacher import Teacher
 from configs.recipe import SelfTrainingSettings
@@ -61,11 +62,14 @@ class Supervised:
     """Loss weight of each pixel, [B, H, W]; None: all 1."""
     true: Tensor | None = None
     """Which labels are true, the others are the teacher's, bool [B, H, W]; None: all are."""
+    loss: PixelLoss = weighted_cross_entropy
+    """How logits are compared with labels (`recipe.advanced.class_bce`)."""
 
 
-def cross_entropy(inputs: RecipeInputs[Any], seen: Supervised) -> dict[str, Tensor]:
+def plain_loss(inputs: RecipeInputs[Any], seen: Supervised) -> dict[str, Tensor]:
     """Return the plain loss of a pass, under its name."""
-    return {seen.name: prediction_loss(inputs.student, seen.encoded, seen.labels, seen.weight)}
+    outputs = inputs.student.outputs(seen.encoded.features, seen.encoded.views, seen.encoded.size)
+    return {seen.name: outputs_loss(outputs, seen.labels, seen.weight, seen.loss)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +87,24 @@ class StepImages:
     teacher: SegmentationNetwork | None = None
     """The network that gave the answer."""
     step: int = 1
-    """Number of the optimizer step, from 1, over all rounds that shared this training state."""
-    compare: Callable[[RecipeInputs[Any], Supervised], dict[str, Tensor]] = cross_entropy
-    """Losses of the passes over source and mix, by name."""
+    """Number of the optimizer step, from 1, over all rounds that shared this training state; with separate steps, of
+    the turn of all losses."""
+    compare: Callable[[RecipeInputs[Any], Supervised], dict[str, Tensor]] = plain_loss
+    """Losses of the passes over source and mix, by name; `compared` calls it."""
+    loss: PixelLoss = weighted_cross_entropy
+    """How logits are compared with labels in these passes."""
+
+    def compared(self, inputs: RecipeInputs[Any], seen: Supervised) -> dict[str, Tensor]:
+        """Return the losses of a pass over labelled pixels, by name."""
+        return self.compare(inputs, replace(seen, loss=self.loss))
+
+
+def class_bce_of(inputs: RecipeInputs[SelfTrainingSettings]) -> PixelLoss:
+    """Return the loss of labelled pixels that `recipe.advanced.class_bce` says: the cross-entropy, unless it is on."""
+    settings = inputs.recipe.advanced.class_bce
+    if not settings.enabled:
+        return weighted_cross_entropy
+    return ClassBce(members_of(inputs.class_names, settings.around()).to(inputs.accelerator.device))
 
 
 Term = Callable[[RecipeInputs[Any], StepImages], dict[str, Tensor]]
@@ -104,6 +123,8 @@ class TermModule(nn.Module):
 
     name: str
     """The term's name in `recipe.advanced`, and that of its file in the training state."""
+    has_losses = True
+    """Whether it has losses of its own; one that only prepares the batch has no step of its own (`separate_steps`)."""
 
     def prepare(self, inputs: RecipeInputs[Any], images: StepImages) -> StepImages:
         """Return the batch as all terms of the step see it: with other pseudo-labels, or another comparison.
@@ -120,6 +141,8 @@ class TermModule(nn.Module):
 class SelfTraining(Recipe[SelfTrainingSettings]):
     """Update the teacher (not before the first step), label the clean target, then run the recipe's terms in order.
 
+    With `recipe.advanced.separate_steps` each step runs the next one of them alone.
+
     Without source, terms that need source give nothing, and the student is pulled towards the released weights
     (`recipe.anchor_weight`).
     """
@@ -129,6 +152,9 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
         self.teacher = Teacher(self.student, inputs.recipe.ema_decay)
         self._terms = terms
         self._modules = [term for term in terms if isinstance(term, TermModule)]
+        self._turns = [term for term in terms if not isinstance(term, TermModule) or term.has_losses]
+        self._separate = inputs.recipe.advanced.separate_steps
+        self._loss = class_bce_of(inputs)
         strength = inputs.recipe.anchor_strength(source_free=inputs.source_free)
         self._anchor = Anchor(self.student, inputs.released, strength)
 
@@ -162,14 +188,21 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
             inputs.images(source.images) if source is not None else None,
             inputs.on_device(source.labels).long() if source is not None else None,
             self.teacher.network,
-            self.steps,
+            1 + (self.steps - 1) // len(self._turns) if self._separate else self.steps,
+            loss=self._loss,
         )
+
+    def _due(self) -> Sequence[Term]:
+        """Return the terms of this step: all, or the one whose turn it is."""
+        if not self._separate:
+            return self._terms
+        return [self._turns[(self.steps - 1) % len(self._turns)]]
 
     def _backward(self, batch: StepBatch, share: float) -> StepLosses:
         images, found = self._images(batch), dict[str, Tensor]()
         for module in self._modules:
             images = module.prepare(self.inputs, images)
-        for term in self._terms:
+        for term in self._due():
             losses = term(self.inputs, images)
             if any(loss.requires_grad for loss in losses.values()):
                 self.inputs.accelerator.backward(share * torch.stack(list(losses.values())).sum())

@@ -30,7 +30,7 @@ def source_term(
     with inputs.autocast():
         encoded = encode(inputs.student, normalise_unit(source), inputs.draws)
         weight = inputs.label_weight(images.source_labels)
-        losses = images.compare(inputs, Supervised("source", encoded, images.source_labels, weight))
+        losses = images.compared(inputs, Supervised("source", encoded, images.source_labels, weight))
         if distance is not None:
             losses["feature_distance"] = distance.weight * distance(encoded, images.source_labels)
     return losses
@@ -46,7 +46,7 @@ def mix_term(inputs: RecipeInputs[SelfTrainingSettings], images: StepImages) -> 
     mixed = strong_augment(mixed, inputs.recipe, inputs.draws)
     with inputs.autocast():
         encoded = encode(inputs.student, normalise_unit(mixed), inputs.draws)
-        return images.compare(inputs, Supervised("mix", encoded, labels, weight, true))
+        return images.compared(inputs, Supervised("mix", encoded, labels, weight, true))
 
 
 def _mix(inputs: RecipeInputs[SelfTrainingSettings], images: StepImages) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -30,7 +30,7 @@ class RoundProgress:
         self._folder, self._budget, self._limit = folder, settings.steps, settings.advanced.loss_limit
         self.steps = 0
         """Steps done."""
-        self._names: list[str] = []
+        self._names: list[list[str]] = []
         self._rows: list[Tensor] = []
         self._images = 0
         self._since = time.monotonic()
@@ -53,25 +53,30 @@ class RoundProgress:
         """Count one step over `images` images (of this process); flush when a line is due, and raise like it."""
         self.steps += 1
         self._images += images
-        self._names = [*result.losses, "kept_ratio"]
+        self._names.append([*result.losses, "kept_ratio"])
         self._rows.append(torch.stack([value.float() for value in (*result.losses.values(), result.kept_ratio)]))
         if time.monotonic() - self._since >= REPORT_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write the means of the steps since the last line.
+        """Write the means of the steps since the last line; of each loss, over the steps that have it.
 
         Raises TrainingFailed, naming the step, when a loss was not finite or above `round.advanced.loss_limit`.
         """
         if not self._rows:
             return
-        table = torch.stack(self._rows).tolist()  # [steps][names]
+        parts = torch.cat(self._rows).tolist()  # one wait for the device
         rate = self._images / max(time.monotonic() - self._since, 1e-9)
-        self._images, self._rows = 0, []
-        for step, row in enumerate(table, start=self.steps - len(table) + 1):
-            self._check(step, dict(zip(self._names, row, strict=True)))
-        means = [sum(column) / len(table) for column in zip(*table, strict=True)]
-        losses = dict(zip(self._names, means, strict=True))
+        values, first = iter(parts), self.steps - len(self._rows) + 1
+        table = [{name: next(values) for name in names} for names in self._names]
+        self._images, self._rows, self._names = 0, [], []
+        for step, row in enumerate(table, start=first):
+            self._check(step, row)
+        found: dict[str, list[float]] = {}
+        for row in table:
+            for name, value in row.items():
+                found.setdefault(name, []).append(value)
+        losses = {name: sum(column) / len(column) for name, column in found.items()}
         kept_ratio = losses.pop("kept_ratio")
         self.phase("training", losses=losses, kept_ratio=kept_ratio, images_per_second=rate)
 

@@ -95,6 +95,7 @@ class Training:
             accelerator=accelerator,
             draws=StepRng(self._seed, rank=accelerator.process_index, processes=accelerator.num_processes),
             source_free=self._replayed is None,
+            target_images=len(inputs.frames),
             class_weights=self._class_weights(),
         )
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapters.augmentation.styled import restyle
 from adapters.inference.palette import class_map
 from adapters.inference.segment import logits_of
 from adapters.networks.network import SegmentationNetwork, normalise
@@ -22,7 +23,6 @@ from adapters.scoring.plugin_scores import Score, load_scores, plugin_scores
 from adapters.scoring.scores.counts import count_images
 from adapters.scoring.scores.diversity import marginal
 from adapters.scoring.scores.frames import NotFinite, check_finite, enlarged, frame_scores
-from adapters.scoring.scores.styled import restyle
 from configs.settings import Settings
 from storage.buffer.frames import FrameBuffer
 from storage.canary.images import CanaryImage

@@ -4,10 +4,11 @@ import subprocess
 from collections.abc import Iterator
 
 from configs.buffer import BUILT_IN_EVICTION
-from configs.plugins import ADMISSION, EVICTION, RECIPES, SCORES, refused
+from configs.plugins import ADMISSION, EVICTION, RECIPES, SCORES, TRANSLATIONS, refused
 from configs.recipe import RECIPES as BUILT_IN_RECIPES
-from configs.recipe import PluginSettings
+from configs.recipe import PluginSettings, SelfTrainingSettings
 from configs.settings import Settings
+from configs.terms import BUILT_IN_TRANSLATIONS
 from daemon.doctor.finding import Finding, fail, ok, warn
 from daemon.runtime.process_group import PYTHON
 
@@ -27,7 +28,7 @@ except ConfigError as error:
 def examine_plugins(settings: Settings) -> list[Finding]:
     """Return findings about plug-ins; none without any. Children import them, because they may need torch."""
     findings = [_imported(*named) for named in _named(settings)]
-    built_in = {EVICTION: BUILT_IN_EVICTION, RECIPES: BUILT_IN_RECIPES}
+    built_in = {EVICTION: BUILT_IN_EVICTION, RECIPES: BUILT_IN_RECIPES, TRANSLATIONS: BUILT_IN_TRANSLATIONS}
     return findings + [warn("plugin", told, "rename the entry point, or uninstall it") for told in refused(built_in)]
 
 
@@ -41,6 +42,10 @@ def _named(settings: Settings) -> Iterator[tuple[str, str, str]]:
         yield name, SCORES, "round.advanced.scores"
     if isinstance(settings.recipe, PluginSettings):
         yield settings.recipe.advanced.plugin, RECIPES, "recipe.advanced.plugin"
+    if isinstance(settings.recipe, SelfTrainingSettings):
+        translation = settings.recipe.advanced.translation
+        if translation.enabled and translation.translate not in BUILT_IN_TRANSLATIONS:
+            yield translation.translate, TRANSLATIONS, "recipe.advanced.translation.translate"
 
 
 def _imported(name: str, group: str, setting: str) -> Finding:

@@ -237,7 +237,13 @@ def check_frames(
         why = f"; {canary} more are canary images{why}"
     if len(frames) < least:
         raise NotEnoughFrames(f"{len(frames)} frames {what}, schedule.min_frames is {least}{why}; drop more images")
-    if all(frame.holdout for frame in frames):
+    trained, needed = sum(not frame.holdout for frame in frames), settings.recipe.least_frames()
+    if 0 < trained < needed:
+        raise NotEnoughFrames(
+            f"{trained} frames to train on, beside {len(frames) - trained} held-out ones, and recipe.name "
+            f"{settings.recipe.name} needs {needed} (recipe.advanced.target_images){why}; drop more images"
+        )
+    if trained == 0:
         raise NotEnoughFrames(f"every frame is held out (buffer.holdout_fraction){why}; drop more images")
 
 

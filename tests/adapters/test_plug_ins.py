@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
+from torch.nn import functional as F
 
+from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from configs.buffer import BufferSettings
@@ -27,6 +30,7 @@ from storage.eviction.foreign import Foreign
 from storage.eviction.policy import Held
 from storage.media.images import FittedFrame
 from tests.adapters.conftest import TrainingState
+from tests.adapters.recipes.recipe_steps import batch, network, recipe_of
 from tests.sections import recipe_settings, section
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/plug-ins.md"
@@ -79,6 +83,18 @@ def test_a_round_trains_with_the_recipe_and_scores_with_the_score(package: None,
     assert scores is not None and set(folder.progress()[2].losses) == {"source"}
     assert len(scores.candidate.plugins["confidence"]) == len(scores.candidate.area)
     assert 1 / 3 < _headline_scores(scores.candidate)["plugin_confidence"] <= 1
+
+
+def test_source_images_are_translated_by_the_translation(package: None) -> None:
+    student, step = network(), batch()
+    recipe = recipe_of(student, translation={"enabled": True, "translate": "tinted"})
+    losses = recipe.step(step).losses
+    source, target = (to_unit(part.images) for part in (step.source, step.target))
+    tinted = (source - source.mean((2, 3), True) + target.mean((2, 3), True)).clamp(0, 1)
+    expected = F.cross_entropy(network()(normalise_unit(tinted)), step.source.labels.long())
+    torch.testing.assert_close(losses["translated"], expected)
+    with pytest.raises(ValidationError, match=r"no 'tints' is built in.*mfmd\.translations.*tinted"):
+        recipe_settings(translation={"translate": "tints"})
 
 
 def test_the_policies_decide_what_enters_and_what_leaves(package: None, training_state: TrainingState) -> None:

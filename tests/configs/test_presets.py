@@ -146,3 +146,14 @@ def test_vfmuda_preset_has_the_constants_of_the_paper() -> None:
     foundation = recipe.advanced.foundation
     assert foundation.enabled and (foundation.tokens, foundation.ratio) == (29, 0.0)
     assert foundation.weight == foundation.source_weight == 0.1
+
+
+def test_fewshot_preset_has_the_constants_of_the_paper() -> None:
+    settings = _load("fundus_fewshot")
+    tokens, recipe, optim = settings.network.advanced.tokens, settings.recipe, settings.round.optim
+    assert (tokens.length, tokens.rank, tokens.scale, tokens.head_width) == (100, 16, 0.001, 64)
+    assert (recipe.name, settings.round.batch_size, optim.advanced.power) == ("mfm_da", 8, 0.9)
+    assert settings.pretrain.optim.learning_rate == 1e-3 and settings.network.pretrained is not None
+    held = settings.buffer.holdout_fraction * settings.schedule.min_frames
+    assert settings.schedule.min_frames - round(held) == recipe.least_frames() == 10
+    assert settings.round.crop_height == settings.buffer.height, "whole photographs"

@@ -6,6 +6,8 @@ from typing import Any
 from adapters.networks.encoders.dinov2 import build_dinov2
 
 TERMS: dict[str, dict[str, Any]] = {
+    "class_bce": {"class_bce": {"enabled": True}},
+    "translation": {"translation": {"enabled": True}},
     "complementary": {"complementary": {"enabled": True}},
     "blda": {"blda": {"enabled": True, "class_share": 0.0, "warmup": 5}},
     "dida": {"dida": {"enabled": True}},
@@ -26,5 +28,7 @@ def with_encoder(terms: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def named(recipe: str, thing: str = "car") -> dict[str, Any]:
-    """Settings of `recipe`: its name, and for omuda, whose masks go by region, the name of a thing."""
+    """Settings of `recipe`: its name, a thing for omuda's masks by region, few images and joint steps for mfm_da."""
+    if recipe == "mfm_da":
+        return {"name": recipe, "advanced": {"separate_steps": False, "target_images": 1}}
     return {"name": recipe, "thing_classes": [thing]} if recipe == "omuda" else {"name": recipe}

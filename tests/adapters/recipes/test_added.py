@@ -20,6 +20,8 @@ from tests.adapters.recipes.added_terms import TERMS, TOGETHER, named, with_enco
 from tests.adapters.recipes.recipe_steps import CLASSES, batch, gradients, inputs_of, network, recipe_of
 
 LOSSES = {
+    "class_bce": [],
+    "translation": ["alignment", "translated"],
     "complementary": ["complementary", "complementary_distance"],
     "blda": ["source_quantile", "mix_quantile"],
     "dida": ["dida_source", "dida_source_noise", "dida", "dida_noise"],
@@ -27,6 +29,7 @@ LOSSES = {
     "foundation": ["foundation_source", "foundation"],
 }
 """What each term adds to the losses of a step."""
+NEED_SOURCE = ("blda", "translation")
 TEACHING = [name for name, recipe in RECIPES.items() if not recipe.test_time and name not in ("plugin", "hrda")]
 """Recipes with a teacher, on a network with one view."""
 
@@ -42,7 +45,9 @@ def settings_of(recipe: str, terms: dict[str, Any], folder: Path) -> dict[str, A
     return {**named(recipe, "class 1"), **with_encoder(terms, folder)}
 
 
-@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize(
+    "term", [pytest.param(term, marks=[pytest.mark.nightly] * (term == "class_bce")) for term in TERMS]
+)
 @pytest.mark.parametrize(
     ("recipe", "mfm"),
     [
@@ -60,7 +65,9 @@ def test_every_recipe_takes_every_term(tmp_path: Path, recipe: str, term: str, m
     assert all(gradient.isfinite().all() for gradient in gradients(student))
 
 
-@pytest.mark.parametrize("term", [pytest.param(term, marks=pytest.mark.nightly) for term in TERMS if term != "blda"])
+@pytest.mark.parametrize(
+    "term", [pytest.param(term, marks=pytest.mark.nightly) for term in TERMS if term not in NEED_SOURCE]
+)
 @pytest.mark.parametrize("recipe", ["dacs", "mic"])
 def test_source_free_they_learn_from_the_target_alone(tmp_path: Path, recipe: str, term: str) -> None:
     added = recipe_of(network(), **settings_of(recipe, TERMS[term], tmp_path)).step(batch(source=False)).losses
@@ -78,6 +85,7 @@ def test_they_train_networks_that_see_context_and_detail(tmp_path: Path, term: s
     for seed in (1, 2):
         losses = recipe.step(batch(seed=seed)).losses
     names = {"source", "mix", "mfm", *(name for key in terms for name in LOSSES[key])}
+    names |= {"translated_quantile"} if {"blda", "translation"} <= terms.keys() else set()
     assert set(losses) == names and all(loss.isfinite() for loss in losses.values())
     assert all(gradient.isfinite().all() for gradient in gradients(student))
 

@@ -9,12 +9,12 @@ import torch
 from kornia.color import rgb_to_lab
 from torch import Tensor, nn
 
+from adapters.augmentation.styled import MAX_GAIN, match_colours, restyle, swap_low_frequencies
 from adapters.networks.network import SegmentationNetwork
 from adapters.scoring.scores.counts import confusion, count_images
 from adapters.scoring.scores.disagreement import RATE, dropout_disagreement, dropped, flip_consistency
 from adapters.scoring.scores.diversity import MAX_PIXELS, area, gram_matrix, marginal, mean_entropy
 from adapters.scoring.scores.iou import class_iou, labelled_mean_iou, mean_iou
-from adapters.scoring.scores.styled import MAX_GAIN, match_colours, restyle, swap_low_frequencies
 
 
 @pytest.fixture(autouse=True)

@@ -157,6 +157,15 @@ def test_progress_is_handed_on_and_the_process_is_known_as_ours_meanwhile(world,
     assert not any(children_of(layout))
 
 
+def test_no_round_starts_with_fewer_images_than_its_recipe_needs(world, registry, store, drop):
+    trained = sum(not record.holdout for record in world.buffer.records())
+    source = {"images": drop, "labels": drop}
+    world.settings = changed(world.settings, recipe={"name": "mfm_da"}, source=source)
+    with pytest.raises(NotEnoughFrames, match=rf"{trained} frames to train on.* mfm_da needs 10 .*target_images"):
+        _run(world, registry)
+    assert world.buffer.leases() == [] and store.numbers() == []
+
+
 def test_nothing_starts_without_version_or_frames(bench, registry, add_version, drop, write_image, store):
     world = bench(buffer={"holdout_fraction": 1.0})
     with pytest.raises(NoCheckpoint, match="mfmd pretrain"):

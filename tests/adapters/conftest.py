@@ -152,6 +152,12 @@ def training_state(tmp_path: Path) -> TrainingState:
 
 
 @pytest.fixture
+def few_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates get BatchNorm statistics of two batches, not of 16, which are a third of a tiny round."""
+    monkeypatch.setattr("adapters.rounds.training.STATISTICS_BATCHES", 2)
+
+
+@pytest.fixture
 def drawing() -> Callable[..., Drawing]:
     """The function that draws an image with its label."""
     return draw

@@ -33,6 +33,8 @@ from tests.adapters.conftest import TrainingState
 from tests.adapters.recipes.recipe_steps import batch, network, recipe_of
 from tests.sections import recipe_settings, section
 
+pytestmark = pytest.mark.usefixtures("few_statistics")
+
 PAGE = Path(__file__).parents[2] / "docs/how-to/plug-ins.md"
 Install = Callable[..., None]
 NAMED = {

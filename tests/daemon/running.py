@@ -53,7 +53,7 @@ class Running:
         while not (found := condition()):
             assert self.process.poll() is None, f"ended before {what}:\n{self.log.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"waited for {what}:\n{self.log.read_text()[-3000:]}"
-            time.sleep(0.02)
+            time.sleep(0.05)
         return found
 
     def request(self, method: str, path: str) -> httpx.Response:

@@ -7,7 +7,7 @@ from daemon.doctor import Level, examine_daemon
 from daemon.status.collect import collect_status
 from tests.daemon.conftest import write_config
 from tests.daemon.running import Running, command
-from tests.daemon.serving.serving_world import World, image_bytes, settings_for
+from tests.daemon.serving.serving_world import LIGHT, World, image_bytes, settings_for
 
 SECTIONS = {
     "watch": {"stability_seconds": 0.1, "advanced": {"rescan_seconds": 0.2, "group_seconds": 0.05}},
@@ -25,8 +25,8 @@ def running(tmp_path_factory):
     drop.mkdir()
     (drop / "a.png").write_bytes(image_bytes())
     world.layout.create()
-    world.add(0)
-    world.add(1)
+    world.add(0, **LIGHT)
+    world.add(1, **LIGHT)
     world.registry.ref_path("serving").write_bytes(b"\0" * 120)
     settings = settings_for(world.layout.root, **{**SECTIONS, "watch": {"folder": drop, **SECTIONS["watch"]}})
     daemon = Running(write_config(world.root / "mfmd.yaml", settings), world.layout)

@@ -38,7 +38,7 @@ def config(make_settings, tmp_path):
 @pytest.fixture
 def patiently(wait_until):
     """Wait also for a plane that loads its libraries on a busy machine."""
-    return partial(wait_until, seconds=90.0)
+    return partial(wait_until, seconds=90.0, step=0.05)
 
 
 @pytest.fixture

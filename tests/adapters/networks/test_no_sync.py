@@ -39,7 +39,10 @@ NETWORKS = {
 }
 AUGMENTED: dict[str, Any] = {"jitter_probability": 1.0, "blur_probability": 1.0, "anchor_weight": 0.1}
 TEST_TIME = {recipe for recipe in RECIPES if recipe_settings(name=recipe).test_time}  # type: ignore[arg-type]
-CASES = [(recipe, recipe not in TEST_TIME) for recipe in RECIPES]
+PARTS = ("dacs", "daformer", "omuda")
+"""Recipes whose every step another case takes: MIC those of DAFormer, the one of all terms those of DACS and OMUDA."""
+CASES: list[Any] = [(recipe, recipe not in TEST_TIME) for recipe in RECIPES if recipe not in PARTS]
+CASES += [pytest.param(recipe, True, marks=pytest.mark.nightly) for recipe in PARTS]
 CASES += [pytest.param(recipe, False, marks=pytest.mark.nightly) for recipe in RECIPES if recipe not in TEST_TIME]
 """Each recipe with all that it can have, which is more than it does without MFM."""
 

@@ -18,6 +18,8 @@ from configs.settings import Settings
 from tests.adapters.recipes.adaptation_steps import adapt, frozen, network, recipe_of, training_of, weights
 from tests.sections import recipe_settings
 
+pytestmark = pytest.mark.usefixtures("few_statistics")
+
 RATE = 0.01
 
 

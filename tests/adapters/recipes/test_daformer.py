@@ -11,6 +11,8 @@ from adapters.rounds.training import Training
 from tests.adapters.recipes.recipe_steps import batch, frozen, gradients, network, recipe_of, train
 from tests.sections import recipe_settings
 
+pytestmark = pytest.mark.usefixtures("few_statistics")
+
 OFF = {"name": "daformer", "feature_distance_weight": 0.0, "rare_class_sampling": False}
 OFF |= {"margin_top": 0.0, "margin_bottom": 0.0}
 

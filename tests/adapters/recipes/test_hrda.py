@@ -27,6 +27,8 @@ from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
 from tests.sections import recipe_settings, section
 
+pytestmark = pytest.mark.usefixtures("few_statistics")
+
 CLASSES, CROP = 3, (64, 96)
 NOTHING_DRAWN = {"threshold": 0.0, "jitter_probability": 0.0, "blur_probability": 0.0}
 BARE = {**NOTHING_DRAWN, "rare_class_sampling": False, "feature_distance_weight": 0.0}

@@ -9,6 +9,8 @@ from adapters.rounds.stop import StopRequest
 from tests.adapters.recipes.recipe_steps import batch, frozen, gradients, network, recipe_of, train
 from tests.sections import recipe_settings
 
+pytestmark = pytest.mark.usefixtures("few_statistics")
+
 
 def test_constants_are_the_published_ones() -> None:
     recipe = recipe_settings(name="mic")

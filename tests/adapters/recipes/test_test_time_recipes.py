@@ -20,6 +20,8 @@ from storage.rounds.folder import RoundFolder
 from tests.adapters.recipes.adaptation_steps import batch, frozen, inputs_of, network, training_of
 from tests.sections import recipe_settings
 
+pytestmark = pytest.mark.usefixtures("few_statistics")
+
 TEST_TIME: dict[str, dict[str, Any]] = {
     "bn_statistics": {},
     "tent": {},

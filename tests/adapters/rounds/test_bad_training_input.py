@@ -24,6 +24,8 @@ from storage.rounds.folder import RoundFolder
 from storage.source.labelled_import import held_out
 from tests.adapters.conftest import TrainingState, draw
 
+pytestmark = pytest.mark.usefixtures("few_statistics")
+
 Losses = dict[str, float]
 STEPS = 2
 NETWORKS = {

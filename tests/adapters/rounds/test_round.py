@@ -19,6 +19,8 @@ from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
 from tests.adapters.conftest import draw
 
+pytestmark = pytest.mark.usefixtures("few_statistics")
+
 
 def run(folder: RoundFolder) -> int:
     with StopRequest() as stop:

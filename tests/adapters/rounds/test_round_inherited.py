@@ -16,6 +16,8 @@ from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
 from tests.adapters.conftest import TrainingState
 
+pytestmark = pytest.mark.usefixtures("few_statistics")
+
 ROUND = {"steps": 3, "optim": {"learning_rate": 1e-3, "advanced": {"warmup_steps": 0}}}
 
 

@@ -9,6 +9,8 @@ from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from adapters.rounds.training_state import read_tree, write_tree
 
+pytestmark = pytest.mark.usefixtures("few_statistics")
+
 
 def test_trees_come_back(tmp_path) -> None:
     tree = {

@@ -19,7 +19,7 @@ from storage.registry.shadow_record import ShadowRecords
 from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.verdict import Verdict
 from tests.daemon.gate.round_state import BETTER
-from tests.daemon.serving.serving_world import World, image_bytes, running, tiny_network, wait_until
+from tests.daemon.serving.serving_world import LIGHT, World, image_bytes, running, tiny_network, wait_until
 from tests.sections import changed
 
 WANTED, FEW = 3, 2
@@ -91,7 +91,7 @@ def leave_round(rounds: RoundStore, judged: Any, incumbent: int = 1) -> RoundFol
     """A round that has ended and was not judged yet; it appears complete, as for a daemon that starts."""
     spec = judged.spec.model_copy(update={"incumbent": incumbent, "released": 1})
     made = RoundStore(rounds.root.parent / "made").create(spec)
-    save_weights(tiny_network(spec.round + 1), made.candidate)
+    save_weights(tiny_network(spec.round + 1, **LIGHT), made.candidate)
     made.enter("scoring")
     made.write_scores(judged.scores)
     rounds.root.mkdir(exist_ok=True)
@@ -103,7 +103,7 @@ def leave_round(rounds: RoundStore, judged: Any, incumbent: int = 1) -> RoundFol
 def driven(tmp_path: Path, a_round: Any, model: Any) -> Iterator[Driven]:
     """Version 1 serves; the daemon is not started yet."""
     world = World(tmp_path)
-    world.add(1)
+    world.add(1, **LIGHT)
     settings = world.settings(shadow_fraction=1.0, follow_seconds=0.05).model_dump(mode="json", exclude_none=True)
     settings |= {
         "gate": {"shadow_images": WANTED, "advanced": {"shadow_seconds": 300.0, "shadow_agreement": 0.0}},
@@ -228,7 +228,7 @@ def test_a_candidate_that_no_plane_can_load_is_waited_for_until_its_time_is_over
     tmp_path: Path, a_round: Any, model: Any
 ) -> None:
     world = World(tmp_path)
-    world.add(1)
+    world.add(1, **LIGHT)
     settings = world.settings(shadow_fraction=1.0)
     gate = settings.gate.model_copy(update={"shadow_images": WANTED})
     settings = settings.model_copy(update={"gate": gate})

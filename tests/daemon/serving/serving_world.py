@@ -34,18 +34,20 @@ from tests.sections import placed
 
 CLASSES = [{"name": f"class{index}", "color": [index * 40, 10, 200 - index * 30]} for index in range(5)]
 HEIGHT, WIDTH = 64, 96
+LIGHT = {"name": "deeplabv3plus", "encoder": "resnet_tiny"}
+"""Of a version for a process of its own, which then loads no transformers."""
 FEW_TIES = (30, 45)
 """Seeds of networks with few ties between classes: rounding changes few labels."""
 FAVOUR = 0.03
 """Logit that a version adds to its own class: about as much as random weights make of a picture."""
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0, step: float = 0.005) -> None:
     """Poll `condition`; fail, saying `what` did not happen, after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.005)
+        time.sleep(step)
 
 
 @functools.cache

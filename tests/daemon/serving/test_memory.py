@@ -33,16 +33,16 @@ FIRST = """
 import gc, tempfile
 from pathlib import Path
 from daemon.serving.plane import InferencePlane
-from tests.daemon.serving.serving_world import World
+from tests.daemon.serving.serving_world import LIGHT, World
 with tempfile.TemporaryDirectory() as folder:
     world = World(Path(folder))
-    version = world.add(1)
+    version = world.add(1, **LIGHT)
     plane = InferencePlane(world.settings(), own_process=True)
     plane.slots.install = lambda resident: frozen.append(gc.get_freeze_count())
     frozen = []
     plane.swapper.serve(version)
     assert frozen[0] > 10_000, "not before the first version serves"
-    plane.swapper.serve(world.add(2))
+    plane.swapper.serve(world.add(2, **LIGHT))
     assert frozen[1] <= frozen[0], "more than once"
 """
 

@@ -15,7 +15,7 @@ from configs.load import load_settings
 from daemon.cli import main
 from daemon.runtime.run_record import read_run_record
 from tests.daemon.certificates import self_signed
-from tests.daemon.serving.serving_world import CLASSES, World, image_bytes, wait_until
+from tests.daemon.serving.serving_world import CLASSES, LIGHT, World, image_bytes, wait_until
 
 SECRETS = {"control": "s3cret-of-control", "serving": "s3cret-of-serving"}
 LOOKS = {
@@ -52,7 +52,7 @@ def config(world: World) -> Path:
 def test_no_log_line_status_answer_or_file_holds_a_token(
     world: World, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    version = world.add(1)
+    version = world.add(1, **LIGHT)
     monkeypatch.setenv("MFMD_CONTROL__TOKEN", SECRETS["control"])
     log = world.root / "log"
     seen: list[str] = []

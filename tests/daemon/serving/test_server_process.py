@@ -27,7 +27,7 @@ from daemon.runtime.backoff import Backoff
 from daemon.runtime.run_record import current_record, publish_record
 from daemon.runtime.supervisor import Supervisor
 from daemon.serving.server import serve
-from tests.daemon.serving.serving_world import CLASSES, World, image_bytes, wait_until
+from tests.daemon.serving.serving_world import CLASSES, LIGHT, World, image_bytes, wait_until
 
 ENDS_ON_ORDER = """
 import sys
@@ -89,7 +89,7 @@ def test_serve_from_nothing_to_a_clean_stop(world: World) -> None:
     with process(world) as (child, client):
         assert client.get("/healthz").status_code == 200
         assert client.post("/v1/segment", content=image_bytes()).status_code == 503
-        version = world.add(1)
+        version = world.add(1, **LIGHT)
         wait_until(lambda: client.get("/readyz").status_code == 200, "the first version is loaded")
         broken = client.post("/v1/segment", content=b"x", headers={"Content-Type": "multipart/form-data"})
         assert broken.json()["code"] == "multipart_invalid"
@@ -139,7 +139,7 @@ def test_another_servers_address_file_is_left_alone(world: World) -> None:
 
 
 def test_a_plane_whose_batcher_died_is_started_again_by_its_supervisor(world: World) -> None:
-    version, config, order = world.add(1), config_file(world), world.root / "order"
+    version, config, order = world.add(1, **LIGHT), config_file(world), world.root / "order"
     [spec] = [item for item in _child_specs(load_settings(config), config) if item.name == "serve"]
     [python, *_] = spec.command
     arguments = spec.command[spec.command.index("daemon.cli") + 1 :]
@@ -161,13 +161,13 @@ def test_a_plane_whose_batcher_died_is_started_again_by_its_supervisor(world: Wo
 
     try:
         with httpx.Client(timeout=30) as client:
-            wait_until(serves, "the plane serves", 60)
+            wait_until(serves, "the plane serves", 60, step=0.05)
             first = state().pid
             order.touch()
             assert client.post("/v1/segment", content=image_bytes()).status_code == 200, "the last one that it answers"
             wait_until(lambda: state().last_exit is not None, "the plane ends by itself", 60)
             assert state().last_exit == 1 and not order.exists()
-            wait_until(serves, "another one serves", 60)
+            wait_until(serves, "another one serves", 60, step=0.05)
             assert state().pid != first and state().restarts == 1
             answer = client.post("/v1/segment", content=image_bytes())
             assert answer.status_code == 200 and answer.headers["X-Checkpoint-Version"] == str(version)

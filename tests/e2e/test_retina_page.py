@@ -69,7 +69,8 @@ def test_twenty_photographs_of_another_camera_get_a_judged_round(
     settings = merged(yaml.safe_load(config.read_text(encoding="utf-8")), TINY)
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert main(["pretrain", *written]) == 0
-    assert "vessel" in capsys.readouterr().out
+    assert main(["checkpoints", "show", "1", *written]) == 0
+    assert "source_iou_vessel" in capsys.readouterr().out
     with DrivenDaemon(config) as driven:
         driven.drop(camera[:8])
         driven.wait_until_committed(8, 60)

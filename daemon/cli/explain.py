@@ -49,7 +49,8 @@ def _newest(settings: "Settings", layout: "StateLayout") -> dict[str, "Explanati
     from daemon.status.explained import explained_round
     from storage.rounds.folder import RoundStore
 
-    latest, waits = RoundStore(layout.rounds).latest(), collect_status(settings).next_round.waiting_for
+    latest, status = RoundStore(layout.rounds).latest(), collect_status(settings)
+    waits = status.next_round.waiting_for if status.round is None else ""
     following = Explanation(f"The next round waits for: {waits or 'the end of the one that runs'}.", ())
     return ({"round": explained_round(layout, latest.number)} if latest else {}) | {"next": following}
 

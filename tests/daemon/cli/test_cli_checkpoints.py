@@ -263,3 +263,6 @@ def test_explain_a_version_or_say_that_there_is_none(mfmd, registry, settings):
     assert both.startswith("Round 2 has not ended: it is planned.") and "\n\nVersion 2 served earlier" in both
     newest = mfmd("explain").out
     assert newest.startswith("Round 2") and "The next round waits for: " in newest
+    with StateLayout(settings.state).lock():  # as a daemon that runs the round
+        assert "The next round waits for: the end of the one that runs." in mfmd("explain").out
+    assert "the end of the one" not in newest

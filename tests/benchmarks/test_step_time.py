@@ -7,6 +7,7 @@ import pytest
 import torch
 from added_terms import TERMS
 from step_cases import Case, Runner, Sample, draw, draw_state, settings_of
+from step_parts import MFM, Clock, cut_step
 from step_time import (
     ROUND_OPTIONS,
     SIZES,
@@ -103,3 +104,25 @@ def test_cases_run_steps(number, tmp_path, monkeypatch) -> None:
     assert 0.0 < sample.waiting < sample.wall and sample.cpu > 0.0
     assert runner.peak_memory() > 50.0
     assert settings.mfm.enabled == case.name.endswith("+mfm")
+
+
+@pytest.mark.nightly
+def test_the_cut_step_has_the_gradients_of_the_step(tmp_path, monkeypatch) -> None:
+    """A graph that is cut and joined by its gradients gives the gradients of the whole: the parts are all of it."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    torch.set_num_threads(1)
+    case = recipe_cases("dacs")[1]
+    settings = settings_of(tmp_path, common_sections(arguments()), case, 5)
+    draw_state(settings)
+    whole, cut, clock = Runner(settings, case), Runner(settings, case), Clock()
+    torch.manual_seed(0)  # dropout
+    whole.step()
+    torch.manual_seed(0)
+    cut_step(clock, cut)
+    for one, other in zip(
+        whole._training.recipe.modules().values(), cut._training.recipe.modules().values(), strict=True
+    ):
+        for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+    assert all(spent >= 0.0 for spent in clock.medians().values())
+    assert sum(name.startswith(MFM) for name in clock.spent) == 9

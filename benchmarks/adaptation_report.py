@@ -85,7 +85,7 @@ def _row(
         cells += [
             str(mean),
             f"{mean.mean - figure(list(before)).mean:+.1f}" if before else NOT_RUN,
-            NOT_RUN if gain is None else f"{gain.mean:+.1f} ± {gain.deviation:.1f}",
+            NOT_RUN if gain is None else "+" * (gain.mean >= 0.0) + str(gain),
         ]
         ious = [run[f"{network}_{part}_iou"] for run in of_arm(lines, start, arm) if f"{network}_{part}_iou" in run]
         cells += [str(figure([iou[name] for iou in ious])) for name in data_set.shown]

@@ -2,7 +2,7 @@
 
 The daemon adapts to drawn dusk once; each hostile folder starts from a copy of that state. Its frames are dropped, the
 rounds that they start are waited for and further ones are asked for, and the plane answers hidden scenes of dusk and
-day. The baseline of the same run leaves no frame out before a round (`--leave-out off`).
+day. Baselines of the same run: `--leave-out off` leaves no frame out before a round, `--folders none` drops nothing.
 
     python benchmarks/gate_poison_rounds.py --root out/poison --modes free --rounds 3
 """
@@ -25,6 +25,8 @@ from daemon.demo.scoring import ServedScore, pair_up, score_served
 from daemon.errors import DaemonError
 
 FRAMES = 64
+NONE = "none"
+"""No hostile folder: the same rounds on the frames of dusk alone."""
 FIRST = 5_000_000
 """First seed of the drawn scenes."""
 ROUND_SECONDS = 300.0
@@ -77,7 +79,7 @@ def adapt_to_dusk(root: Path, *, source: bool, leave_out: bool) -> Path:
 
 
 def run_folder(root: Path, name: str, rounds: int, *, source: bool, leave_out: bool) -> Outcome:
-    """Drop the hostile folder `name` and let `rounds` rounds run."""
+    """Drop the hostile folder `name`, or nothing, and let `rounds` rounds run."""
     run = adapt_to_dusk(root, source=source, leave_out=leave_out)
     verdicts: Counter[str] = Counter()
     with DrivenDaemon(run / "mfmd.yaml") as driven:
@@ -85,7 +87,7 @@ def run_folder(root: Path, name: str, rounds: int, *, source: bool, leave_out: b
         before = _served(driven)
         committed, done = driven.committed(), len(driven.rounds.numbers())
         scenes = drawn(root / "scenes", "dusk", FIRST + FRAMES, FRAMES, labelled=False)
-        frames = hostile(name, scenes, root / "hostile" / name, seed=1)
+        frames = hostile(name, scenes, root / "hostile" / name, seed=1) if name != NONE else []
         driven.drop(frames)
         try:
             driven.wait_until_committed(committed + len(frames), START_SECONDS)
@@ -137,7 +139,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=("source", "free"), default=["free", "source"])
     parser.add_argument("--leave-out", nargs="+", choices=("on", "off"), default=["on", "off"])
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--folders", nargs="+", choices=list(FOLDERS), default=list(FOLDERS))
+    parser.add_argument("--folders", nargs="+", choices=[NONE, *FOLDERS], default=[NONE, *FOLDERS])
     options = parser.parse_args()
     print("| folder | mode | left out before | verdicts | dusk | day | rarest class of dusk |")
     print("|---|---|---|---|---|---|---|", flush=True)

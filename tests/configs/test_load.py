@@ -235,7 +235,7 @@ def test_a_shadow_without_images_is_refused(tmp_path: Path) -> None:
         (
             "recipe",
             "name: tent, ema_decay: 1",
-            "recipe.ema_decay: a setting of dacs, daformer, hrda, mic, omuda, cotta, gold, plugin;",
+            "recipe.ema_decay: a setting of dacs, daformer, hrda, mic, omuda, mfm_da, cotta, gold, plugin;",
         ),
         ("recipe", "name: dasc", "recipe.name: no recipe 'dasc'; did you mean 'dacs'?"),
         (

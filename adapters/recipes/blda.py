@@ -15,7 +15,7 @@ from adapters.errors import AdapterError
 from adapters.networks.training_pass import IGNORE_INDEX, outputs_loss, part_of
 from adapters.recipes.levels_head import LevelsHead
 from adapters.recipes.recipe import RecipeInputs
-from adapters.recipes.self_training import StepImages, Supervised, TermModule
+from adapters.recipes.self_training import StepImages, Supervised, TermModule, plain_loss
 from adapters.self_training.logit_alignment import Tables, looked_up, stacked, tables_of
 from adapters.self_training.logit_distributions import Following, LogitDistributions
 from configs.recipe import SelfTrainingSettings
@@ -52,8 +52,11 @@ class Blda(TermModule):
     def compare(self, inputs: RecipeInputs[Any], seen: Supervised) -> dict[str, Tensor]:
         """Return the cross-entropy of the corrected logits under the pass's name, and `NAME_quantile`.
 
-        With several predictions in a pass the first one, which covers everything, moves the distributions.
+        With several predictions in a pass the first one, which covers everything, moves the distributions. Translated
+        images are of neither domain: they have the plain loss.
         """
+        if seen.name == "translated":
+            return plain_loss(inputs, seen)
         outputs = inputs.student.outputs(seen.encoded.features, seen.encoded.views, seen.encoded.size)
         with inputs.full_precision():
             self._update(outputs[0].logits.detach().float(), seen)

@@ -29,7 +29,8 @@ class Translation(Protocol):
     def __call__(self, source: Tensor, target: Tensor, counted: Tensor) -> Tensor:
         """Return `source` [B, 3, H, W] in the appearance of `target` [B, 3, H, W]; RGB in [0, 1], on the device.
 
-        `counted` [B, H, W] bool is False on padding of the target. Gradients are off.
+        Padding of the source holds the image again, and what is returned there does not count. `counted` [B, H, W] bool
+        is False on padding of the target. Gradients are off.
         """
         ...
 
@@ -70,9 +71,9 @@ class Translated:
 
         With several views it is of the first, the context of a multi-resolution network.
         """
-        if images.source is None:
+        if images.source is None or images.source_labels is None:
             return {}
-        both = normalise_unit(torch.cat([images.source, self.of(images, images.source)]))
+        both = normalise_unit(torch.cat([images.source, self.of(images, images.source, images.source_labels)]))
         with inputs.autocast():
             maps = inputs.student.encode(inputs.student.views(both, inputs.draws)[0].images)
             distance = pyramid_distance(maps)
@@ -82,7 +83,7 @@ class Translated:
         """Return `translated`: the loss on the translations against the labels of the source images."""
         if images.source is None or images.source_labels is None:
             return {}
-        translated = normalise_unit(self.of(images, images.source))
+        translated = normalise_unit(self.of(images, images.source, images.source_labels))
         weight = inputs.label_weight(images.source_labels)
         with inputs.autocast():
             encoded = encode(inputs.student, translated, inputs.draws)
@@ -90,16 +91,36 @@ class Translated:
         return {name: self._settings.weight * loss for name, loss in losses.items()}
 
     @torch.no_grad()
-    def of(self, images: StepImages, source: Tensor) -> Tensor:
-        """Return the translation of `source` [B, 3, H, W]. Raises AdapterError when a plug-in returns another shape."""
-        translated = self._translate(source, images.target, images.pseudo.labels != IGNORE_INDEX)
+    def of(self, images: StepImages, source: Tensor, labels: Tensor) -> Tensor:
+        """Return the translation of `source` [B, 3, H, W] with `labels` [B, H, W]; padding stays 0.
+
+        The translation sees the image again in the place of its padding, which would count in statistics. Raises
+        AdapterError when a plug-in returns another shape.
+        """
+        held, repeated = without_padding(source, labels)
+        translated = self._translate(repeated, images.target, images.pseudo.labels != IGNORE_INDEX)
         if not isinstance(translated, Tensor) or translated.shape != source.shape:
             found = list(translated.shape) if isinstance(translated, Tensor) else type(translated).__name__
             raise AdapterError(
                 f"recipe.advanced.translation.translate: {self._settings.translate!r} returned {found}, expected "
                 f"images {list(source.shape)}; correct that plug-in"
             )
-        return translated
+        return translated * held
+
+
+def without_padding(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where `images` [B, 3, H, W] hold image, bool [B, 1, H, W], and the images repeated into the rest.
+
+    Padding: the black, unlabelled rows and columns in which an image ends below and to the right; `labels` [B, H, W].
+    """
+    seen = (labels != IGNORE_INDEX) | (images > 0).any(dim=1)
+    rows, columns = (torch.arange(side, device=images.device) for side in seen.shape[1:])
+    height = ((rows + 1) * seen.any(dim=2)).amax(dim=1).clamp(min=1)[:, None, None]
+    width = ((columns + 1) * seen.any(dim=1)).amax(dim=1).clamp(min=1)[:, None, None]
+    held = (rows[:, None] < height) & (columns < width)
+    each = torch.arange(len(images), device=images.device)[:, None, None]
+    repeated = images[each, :, rows[:, None] % height, columns % width]  # [B, H, W, 3]
+    return held.unsqueeze(1), repeated.permute(0, 3, 1, 2).contiguous()
 
 
 def pyramid_distance(maps: Sequence[Tensor]) -> Tensor:

@@ -83,6 +83,14 @@ def test_pseudo_labels_have_distributions_of_their_own_and_true_ones_do_not_move
     assert term_of(recipe).target.seen.eq(0).all() and term_of(recipe).source.seen.gt(0).any()
 
 
+def test_translated_images_have_the_plain_loss_and_move_no_distribution() -> None:
+    recipe = recipe_of(network(), name="mfm_da", **ON)
+    before = {name: value.clone() for name, value in term_of(recipe).named_buffers()}
+    recipe.steps = 2  # the next one is that of the translation
+    assert list(recipe.step(batch()).losses) == ["translated"]
+    torch.testing.assert_close(dict(term_of(recipe).named_buffers()), before, equal_nan=True)
+
+
 def test_with_a_tiny_strength_the_losses_are_the_recipes_own() -> None:
     plain = recipe_of(network(), name="daformer", mfm=True).step(batch()).losses
     faint = {"blda": {"enabled": True, "strength": 1e-9, "quantile_weight": 0.0}}

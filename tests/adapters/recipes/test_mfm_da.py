@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.augmentation.styled import match_colours, restyled, swap_low_frequencies
 from adapters.errors import AdapterError
+from adapters.networks.training_pass import IGNORE_INDEX, weighted_cross_entropy
 from adapters.recipes.build import build_recipe
-from adapters.recipes.translation import BUILT_IN, pyramid_distance
+from adapters.recipes.translation import BUILT_IN, pyramid_distance, without_padding
 from adapters.self_training.class_bce import ClassBce, members_of
 from configs.recipe import MfmDaSettings
 from configs.settings import Settings
@@ -88,6 +89,27 @@ def test_styled_images_ignore_padding_of_the_frame() -> None:
     counted[:, :, 30:] = False
     padded = restyled(images, frames * counted, counted, reach=0.05, max_gain=4.0)[0]
     assert (padded.mean() - whole.mean()).abs() < 0.02 and (padded.std() - whole.std()).abs() < 0.02
+
+
+def test_padding_of_the_source_does_not_change_its_translation() -> None:
+    """Below and right of the image; a black border with labels is image."""
+    images = torch.rand(2, 3, 40, 48, generator=torch.Generator().manual_seed(0))
+    images[0, :, 36:], labels = 0.0, torch.zeros(2, 40, 48, dtype=torch.int64)
+    images[1, :, 20:], images[1, :, :, 24:] = 0.0, 0.0
+    labels[1, 20:], labels[1, :, 24:] = IGNORE_INDEX, IGNORE_INDEX
+    held, repeated = without_padding(images, labels)
+    assert held[0].all() and torch.equal(repeated[0], images[0])
+    assert held[1].sum() == 20 * 24 and torch.equal(repeated[1], images[1, :, :20, :24].repeat(1, 2, 2))
+    step = batch()
+    step.source.images[:, 32:], step.source.labels[:, 32:] = 0, IGNORE_INDEX
+    source, target = (to_unit(part.images) for part in (step.source, step.target))
+    recipe = recipe_of(network(), name="mfm_da", class_bce={"enabled": False})
+    recipe.steps = 2  # the next one is that of the translation
+    losses = recipe.step(step).losses
+    whole = restyled(source[:, :, :32].repeat(1, 1, 2, 1), target, step.target.valid, reach=0.05, max_gain=4.0)
+    whole[:, :, 32:] = 0.0
+    expected = weighted_cross_entropy(network()(normalise_unit(whole)), step.source.labels.long())
+    torch.testing.assert_close(losses["translated"], expected.detach())
 
 
 def test_fewer_target_images_than_it_needs_are_refused() -> None:

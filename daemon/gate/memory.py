@@ -77,7 +77,8 @@ class ConditionMemory:
 
         A version that a round's promotion made serve is best in the condition of the newest frames of that round: the
         gate judged it there; it may take over others (`takes_over`). A recalled one is best in the condition of its
-        recall. A version that was rolled back gives way to the one that serves instead.
+        recall. A version that was rolled back gives way to the one that serves instead, which
+        counts as made there again if its round was of that condition.
         """
         moves = [event for event in context.registry.history() if event.event in MOVES]
         for move in moves[known.applied :]:
@@ -92,9 +93,13 @@ class ConditionMemory:
                 if recall is not None and recall.version == move.version:
                     known = with_best(known, recall.condition, move.version, move.reason)
             elif move.event == "rolled_back":
+                mine = (it.round for it in moves if it.event == "promoted" and it.version == move.version)
+                round = next((number for number in mine if number is not None), None)
+                home = self._condition_of(context, known, seen, round) if round is not None else None
                 for item in known.conditions:
                     if item.best == move.previous:
-                        known = with_best(known, item.number, move.version, f"version {move.previous} was rolled back")
+                        reason, made = f"version {move.previous} was rolled back", item.number == home
+                        known = with_best(known, item.number, move.version, reason, made=made)
         return known.model_copy(update={"applied": len(moves)})
 
     def _condition_of(self, context: GateContext, known: Conditions, seen: SeenFrames, round: int) -> int | None:

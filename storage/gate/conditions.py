@@ -34,7 +34,8 @@ class Condition(Record):
     best_reason: str = ""
     """The evidence, in one sentence."""
     made: int | None = None
-    """Version that a round on its frames made and the gate promoted, the newest one; None before the first."""
+    """Version that a round on its frames made and the gate promoted, the newest one, or the one that a rollback brought
+    back; None before the first."""
     labelled: bool = False
     """Whether the labelled source images belong to it: then its evidence is true mIoU."""
     cameras: dict[str, int] = Field(default_factory=dict)

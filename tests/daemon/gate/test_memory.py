@@ -135,6 +135,14 @@ def test_a_round_is_told_which_held_out_frames_are_of_the_newest_condition(
     gate.step()
     after = ConditionStore(layout.conditions).read()
     assert [item.best for item in after.conditions] == [again, version], "votes displace no version that was made there"
+    RoundStore(layout.rounds).create(spec.model_copy(update={"round": 3, "conditions": day}))
+    third = registry.add(registry.weights_path(1), manifest.model_copy(update={"round": 3}), by="gate").version
+    registry.promote(third, by="gate", reason="good", round=3)
+    gate.step()
+    registry.roll_back(to=None, by="operator", reason="")
+    gate.step()
+    after = ConditionStore(layout.conditions).read().conditions[0]
+    assert (after.best, after.made) == (again, again), "a rollback brings the version back that was made there before"
     layout.conditions.write_text("{")
     assert conditions_of_round(gate.settings, 1, records) is None
 

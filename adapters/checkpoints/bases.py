@@ -85,7 +85,8 @@ def _holds(base: StoredBase, state: Mapping[str, Tensor]) -> bool:
         log.warning("%s: cannot be read (%s): all weights are stored", base.path, error)
         return False
     if changed:
-        log.warning("%d frozen tensors changed (%s): all weights are stored", len(changed), changed[0])
+        told = "%s: %d frozen tensors are not as stored there (%s): all weights are stored"
+        log.warning(told, base.path, len(changed), changed[0])
     return not changed
 
 

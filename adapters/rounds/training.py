@@ -155,10 +155,11 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.recipe.step(*batches)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        average_gradients(self.accelerator, parameters)
-        if self._settings.round.optim.advanced.clip_norm > 0.0:
-            self.accelerator.clip_grad_norm_(parameters, self._settings.round.optim.advanced.clip_norm)
-        self.optimizer.step()
+        if any(one.grad is not None for one in parameters):  # none where MFM's own step pauses; fp16's scaler needs one
+            average_gradients(self.accelerator, parameters)
+            if self._settings.round.optim.advanced.clip_norm > 0.0:
+                self.accelerator.clip_grad_norm_(parameters, self._settings.round.optim.advanced.clip_norm)
+            self.optimizer.step()
         self.recipe.after_step(self.optimizer)
         return losses
 

@@ -56,19 +56,18 @@ class Bases:
     def keep(self, digest: str, source: Path | None) -> FileHash:
         """Store the file `source` as the base `digest`, unless an intact one is there; None: it must be there.
 
-        Raises CorruptCheckpoint when it is missing, or when `source` has another digest; then nothing is stored.
+        Raises CorruptCheckpoint when it is then missing or damaged, or when `source` has another digest; nothing is
+        stored.
         """
         path = self.path(digest)
-        if source is not None:
-            if (found := digest_of(source)) != digest:
-                raise CorruptCheckpoint(f"{source}: has SHA-256 {found}, but the weights name base {digest}")
-            if not path.is_file() or digest_of(path) != digest:
-                durable.make_directory(self.folder)
-                durable.copy_in(source, path)
-        try:
-            return FileHash(sha256=digest, size=path.stat().st_size)
-        except FileNotFoundError as error:
-            raise CorruptCheckpoint(f"{path}: missing, but the weights name this base; {_AGAIN}") from error
+        if source is not None and (found := digest_of(source)) != digest:
+            raise CorruptCheckpoint(f"{source}: has SHA-256 {found}, but the weights name base {digest}")
+        if not path.is_file() or digest_of(path) != digest:
+            if source is None:
+                raise CorruptCheckpoint(f"{path}: missing or damaged, but the weights name this base; {_AGAIN}")
+            durable.make_directory(self.folder)
+            durable.copy_in(source, path)
+        return FileHash(sha256=digest, size=path.stat().st_size)
 
     def verify(self, base: FileHash, *, content: bool) -> None:
         """Compare a base with what a manifest says of it; without `content` only its size. Raises CorruptCheckpoint."""

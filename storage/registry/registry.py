@@ -40,7 +40,7 @@ class CheckpointRegistry(Versions):
         """Copy a weights file in as the next version; return the manifest with number and hashes.
 
         `base` is the file of the base that `weights` names, which may be left out when a version has it already.
-        Raises CorruptCheckpoint when it is then missing, or has another digest; nothing is added.
+        Raises CorruptCheckpoint when it is then missing or damaged, or has another digest; nothing is added.
         """
         with self._writing():
             version = max(self.given(), default=0) + 1  # no number twice, not even that of a pruned version

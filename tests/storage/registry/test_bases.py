@@ -110,7 +110,7 @@ def test_what_names_a_base_that_is_not_there_is_refused(
 ):
     (other, digest), (right, _) = base_file(tmp_path, 2.0), base_file(tmp_path)
     weights, before = trained_file(tmp_path, 5.0, digest), (registry.versions(), stored(registry))
-    with pytest.raises(CorruptCheckpoint, match=rf"{digest}\.safetensors: missing, but the weights name this base"):
+    with pytest.raises(CorruptCheckpoint, match=rf"{digest}\.safetensors: missing or damaged, but the weights name"):
         registry.add(weights, manifest(), by="gate")
     with pytest.raises(CorruptCheckpoint, match=rf"base-1\.0\.safetensors: has SHA-256 .* name base {digest}"):
         registry.add(weights, manifest(), by="import", base=right)
@@ -118,6 +118,18 @@ def test_what_names_a_base_that_is_not_there_is_refused(
     with pytest.raises(CorruptCheckpoint, match=r"'../../refs/serving' is not the SHA-256 of a base"):
         registry.add(bad, manifest(), by="import", base=other)
     assert (registry.versions(), stored(registry)) == before
+
+
+def test_a_damaged_base_takes_no_further_version(registry: CheckpointRegistry, tmp_path: Path, manifest: Manifests):
+    base, digest = base_file(tmp_path, 2.0)
+    registry.add(trained_file(tmp_path, 4.0, digest), manifest(), by="import", base=base)
+    path, whole = registry.bases.path(digest), base.read_bytes()
+    path.write_bytes(whole[:-4])
+    with pytest.raises(CorruptCheckpoint, match="missing or damaged"):
+        registry.add(trained_file(tmp_path, 5.0, digest), manifest(), by="gate")
+    path.write_bytes(whole)
+    added = registry.add(trained_file(tmp_path, 5.0, digest), manifest(), by="gate")
+    registry.verify(added.version)
 
 
 def test_a_manifest_that_names_another_base_than_the_weights_is_damage(

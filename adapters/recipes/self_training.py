@@ -104,7 +104,7 @@ def class_bce_of(inputs: RecipeInputs[SelfTrainingSettings]) -> PixelLoss:
     settings = inputs.recipe.advanced.class_bce
     if not settings.enabled:
         return weighted_cross_entropy
-    return ClassBce(members_of(inputs.class_names, settings.around()).to(inputs.accelerator.device))
+    return ClassBce(members_of(inputs.class_names, settings.around()), inputs.accelerator.device)
 
 
 Term = Callable[[RecipeInputs[Any], StepImages], dict[str, Tensor]]

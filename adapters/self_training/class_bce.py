@@ -29,9 +29,9 @@ def members_of(class_names: Sequence[str], around: Mapping[str, Set[str]]) -> Te
 class ClassBce:
     """The mean over classes, and over ALL pixels as in `weighted_cross_entropy`, of each class's cross-entropy."""
 
-    def __init__(self, members: Tensor) -> None:
-        """Take `members` bool [K, K] of `members_of`, on the device."""
-        self._members = members
+    def __init__(self, members: Tensor, device: torch.device | str = "cpu") -> None:
+        """Take `members` bool [K, K] of `members_of`, on the CPU; losses are computed on `device`."""
+        self._members = members.to(device)
         inside = {row: [place for place, one in enumerate(line) if one] for row, line in enumerate(members.tolist())}
         self._several = {row: places for row, places in inside.items() if len(places) > 1}
 

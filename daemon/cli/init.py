@@ -31,8 +31,9 @@ PresetOption = Annotated[
     str | None,
     typer.Option(
         "--preset",
-        help="Start from a preset: camvid_adaptation, camvid_day2dusk, demo, fundus, gta2cityscapes_dacs_deeplabv2, "
-        "gta2cityscapes_daformer, gta2cityscapes_hrda, gta2cityscapes_mic_daformer, gta2cityscapes_vfmuda.",
+        help="Start from a preset: camvid_adaptation, camvid_day2dusk, demo, fundus, fundus_fewshot, "
+        "gta2cityscapes_dacs_deeplabv2, gta2cityscapes_daformer, gta2cityscapes_hrda, gta2cityscapes_mic_daformer, "
+        "gta2cityscapes_vfmuda.",
     ),
 ]
 FromModelOption = Annotated[

@@ -15,7 +15,7 @@ from storage.durable.digest import digest_of
 from storage.durable.record import FileHash
 from storage.errors import CorruptCheckpoint
 
-KEY = "mfmd_base"
+KEY = "mfmd.base"
 """Entry in the metadata of a weights file: hex SHA-256 of its base."""
 SUFFIX = ".safetensors"
 _LENGTH_BYTES = 8

@@ -61,7 +61,8 @@ def test_a_catalog_without_change_times_is_brought_up_and_believed_until_the_fil
     world.close()
     path = world.state / "buffer" / "catalog.sqlite"
     with closing(sqlite3.connect(path)) as connection:
-        connection.executescript("ALTER TABLE files DROP COLUMN changed_ns; DROP TABLE kept; PRAGMA user_version = 2;")
+        connection.executescript("ALTER TABLE files DROP COLUMN changed_ns; DROP TABLE kept;")
+        connection.executescript("ALTER TABLE frames DROP COLUMN resample; PRAGMA user_version = 2;")
     replace(world, "b.png", picture(3))
     again = drop_world(mode="polling", advanced={"rescan_seconds": 0.1})
     again.dropped = world.dropped

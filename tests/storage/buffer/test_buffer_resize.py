@@ -130,7 +130,7 @@ def test_all_else_of_a_frame_stays_and_ingest_goes_on(layout, small, filled, new
     wanted = sized(small, 32, 48)
     resize_buffer(layout, wanted)
     with FrameBuffer.open(layout, wanted, writable=True) as buffer:
-        same = {"slot": 0, "valid_height": 0, "valid_width": 0, "crc32": 0}
+        same = {"slot": 0, "valid_height": 0, "valid_width": 0, "crc32": 0, "resample": ""}
         assert [replace(new, **same) for new in buffer.records()] == [replace(old, **same) for old in filled]
         assert [item.file.path for item in buffer.catalog.refused()] == ["bad.png"]
         assert all(buffer.catalog.known(new_frame(number).file) for number in range(4))

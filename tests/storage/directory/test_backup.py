@@ -15,7 +15,7 @@ from storage.checking import check_state
 from storage.directory import backup as backup_module
 from storage.directory.archive import MARK
 from storage.directory.backup import write_backup
-from storage.directory.format import read_format
+from storage.directory.format import FORMAT, read_format
 from storage.directory.restore import RESTORED, finish_restore, restore_backup
 from storage.directory.upgrade import prepare
 from storage.errors import AlreadyRunning, BackupRefused, NewerFormat, StorageError
@@ -47,9 +47,9 @@ def target(tmp_path: Path) -> StateLayout:
     return StateLayout(tmp_path / "restored")
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, FORMAT])
 def test_all_comes_back(old: StateLayout, target: StateLayout, tmp_path: Path, number: int) -> None:
-    if number == 2:
+    if number == FORMAT:
         prepare(old)
     (old.checkpoints / "versions" / ".000009.partial").mkdir()
     (old.run / "control.token").parent.mkdir(exist_ok=True)
@@ -64,7 +64,8 @@ def test_all_comes_back(old: StateLayout, target: StateLayout, tmp_path: Path, n
     assert not [name for name in names if "token" in name or "lock" in name or "partial" in name or "-wal" in name]
     assert restore_backup(tmp_path / "b.tar", target) == done.files - 1
     assert read_format(target) == number
-    assert check_state(target, read_data=True) == []
+    older = [] if number == FORMAT else ["catalog_schema"]
+    assert [problem.code for problem in check_state(target, read_data=True)] == older
     assert _files(target) == _files(old)
     for path in ("catalog.sqlite", "observations.sqlite"):
         assert _rows(target.buffer / path) == _rows(old.buffer / path)
@@ -126,6 +127,7 @@ def test_a_round_that_is_removed_while_it_is_opened_is_left_out(
             path.parent.rename(tmp_path / "gone")
         return opened(path, stack)
 
+    prepare(old)
     monkeypatch.setattr(backup_module, "_open", remove)
     write_backup(old, tmp_path / "b.tar")
     restore_backup(tmp_path / "b.tar", target)
@@ -154,6 +156,7 @@ def test_a_buffer_or_a_source_that_is_replaced_meanwhile_is_told(
 def test_frames_without_pixels_are_counted_and_nothing_hides_them(
     old: StateLayout, target: StateLayout, tmp_path: Path
 ) -> None:
+    prepare(old)
     (old.frames_zarr / "frames" / "c.3.0.0.0").unlink()
     done = write_backup(old, tmp_path / "b.tar")
     assert (done.frames, done.missing) == (8, 1)
@@ -199,6 +202,7 @@ def test_a_full_disk_leaves_nothing_behind(old: StateLayout, tmp_path: Path, sma
 
 
 def test_a_restore_that_is_killed_anywhere_can_be_repeated_or_is_finished(old: StateLayout, tmp_path: Path) -> None:
+    prepare(old)
     write_backup(old, tmp_path / "b.tar")
     number, whole, finished = 0, False, 0
     while not whole:

@@ -77,8 +77,8 @@ class ConditionMemory:
 
         A version that a round's promotion made serve is best in the condition of the newest frames of that round: the
         gate judged it there; it may take over others (`takes_over`). A recalled one is best in the condition of its
-        recall. A version that was rolled back gives way to the one that serves instead, which
-        counts as made there again if its round was of that condition.
+        recall. A version that was rolled back gives way to the one that serves instead, which counts as made there
+        again if its round was of that condition.
         """
         moves = [event for event in context.registry.history() if event.event in MOVES]
         for move in moves[known.applied :]:

@@ -87,7 +87,7 @@ class Versions:
             if manifest.base is not None:
                 known = intact if intact is not None else set()
                 self.bases.verify(manifest.base, content=content and manifest.base.sha256 not in known)
-                known.add(manifest.base.sha256)
+                known |= {manifest.base.sha256} if content else set()
 
     def released(self, version: int) -> int:
         """Return the released model: the oldest ancestor of `version` still present, or `version` itself.

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -89,6 +90,16 @@ def test_gradient_checkpointing_changes_no_number(prepared) -> None:
             assert teachers is not training.student.encoder
     assert_close(*found)
     assert found[0]["encoder.model.embedder.embedder.normalization.num_batches_tracked"] == 3
+
+
+def test_the_scaler_of_fp16_takes_steps_in_which_mfm_pauses(prepared) -> None:
+    """It refuses an optimizer step before which it saw no gradient."""
+    recipe, scaler = {"advanced": {"separate_steps": True}}, torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))  # it begins with its first loss
+    with training_of(prepared, recipe=recipe, mfm={"ablation": {"interval": 2}}) as training:
+        training.optimizer = AcceleratedOptimizer(training.optimizer.optimizer, scaler=scaler)
+        steps = [training.step(1.0) for _ in range(6)]
+        assert [step.losses["mfm"].item() > 0.0 for step in steps if "mfm" in step.losses] == [True, False]
 
 
 @pytest.mark.parametrize("last", [True, False])

@@ -83,16 +83,18 @@ def test_noise_opens_no_condition_and_gives_no_golden_frame(gate, world, layout,
     assert [item.frames for item in store.read().conditions] == [12, 6]
 
 
-def test_a_round_is_told_which_held_out_frames_are_of_the_newest_condition(
-    gate, world, layout, registry, drop, write_image
-) -> None:
-    """And the promoted version is best there, and in another condition where it clearly won."""
+@pytest.fixture
+def records(gate, world, layout, drop, write_image):
+    """Frames 1 to 8 are of condition 1; 9 to 14 are not observed yet."""
     _observe(layout, range(1, 9), 0.0)
     gate.step()
     for number in range(20, 26):
         write_image(drop / f"{number}.png", number)
     world.until(lambda: world.counts.frames == 14)
-    records = world.buffer.records()
+    return world.buffer.records()
+
+
+def test_a_round_is_told_which_held_out_frames_are_of_the_newest_condition(gate, layout, records) -> None:
     late = [conditions_of_round(changed(gate.settings, schedule={"new_frames": n}), 1, records) for n in (11, 12)]
     assert late[0] is None, "more than half of the new frames are not observed"
     assert late[1].newest == 1
@@ -109,42 +111,55 @@ def test_a_round_is_told_which_held_out_frames_are_of_the_newest_condition(
     (other,) = found.others
     assert (other.number, other.best, other.golden) == (1, 1, known.conditions[0].golden)
     assert conditions_of_round(changed(gate.settings, conditions={"advanced": {"enabled": False}}), 1, records) is None
-    spec = RoundSpec(
-        round=1, incumbent=1, released=1, train_frames=(9, 10), holdout_frames=(), settings={}, created=1.0,
-        trigger="manual", conditions=found,
-    )  # fmt: skip
-    folder = RoundStore(layout.rounds).create(spec)
-    cost = ConditionCost(number=1, name="condition-1", version=1, better=True, detail="3 of 3 votes won")
-    ruling = CandidateRuling(name="student", decision="accepted", reason="", passed=(), failed=(), elsewhere=(cost,))
-    other = ruling.model_copy(update={"name": "teacher", "elsewhere": ()})
-    verdict = Verdict(round=1, decision="accepted", reason="good", checks=[], at=1.0, candidate="student")
-    folder.write_verdict(verdict.model_copy(update={"candidates": (other, ruling)}))
-    manifest = registry.manifest(1).model_copy(update={"parent": 1, "origin": "round", "round": 1})
-    version = registry.add(registry.weights_path(1), manifest, by="gate").version
-    registry.promote(version, by="gate", reason="good", round=1)
-    gate.step()
-    after = ConditionStore(layout.conditions).read()
-    assert [(item.best, item.made) for item in after.conditions] == [(version, None), (version, version)]
-    assert [item.best_reason for item in after.conditions] == ["3 of 3 votes won", "good"]
-    day = found.model_copy(update={"newest": 1})
-    folder = RoundStore(layout.rounds).create(spec.model_copy(update={"round": 2, "conditions": day}))
-    gain = cost.model_copy(update={"number": 2, "version": version})
-    folder.write_verdict(verdict.model_copy(update={"candidates": (ruling.model_copy(update={"elsewhere": (gain,)}),)}))
-    again = registry.add(registry.weights_path(1), manifest.model_copy(update={"round": 2}), by="gate").version
-    registry.promote(again, by="gate", reason="good", round=2)
-    gate.step()
-    after = ConditionStore(layout.conditions).read()
-    assert [item.best for item in after.conditions] == [again, version], "votes displace no version that was made there"
-    RoundStore(layout.rounds).create(spec.model_copy(update={"round": 3, "conditions": day}))
-    third = registry.add(registry.weights_path(1), manifest.model_copy(update={"round": 3}), by="gate").version
-    registry.promote(third, by="gate", reason="good", round=3)
-    gate.step()
-    registry.roll_back(to=None, by="operator", reason="")
-    gate.step()
-    after = ConditionStore(layout.conditions).read().conditions[0]
-    assert (after.best, after.made) == (again, again), "a rollback brings the version back that was made there before"
     layout.conditions.write_text("{")
     assert conditions_of_round(gate.settings, 1, records) is None
+
+
+@pytest.fixture
+def promote(gate, layout, registry, records):
+    """Two conditions, and rounds that are promoted in one of them; `won`: others, each with its best version."""
+    _observe(layout, range(9, 15), 30.0)
+    gate.step()
+    found = conditions_of_round(gate.settings, 1, records)
+
+    def promoted(round: int, newest: int, won: tuple[tuple[int, int], ...] = ()) -> int:
+        spec = RoundSpec(
+            round=round, incumbent=1, released=1, train_frames=(9, 10), holdout_frames=(), settings={}, created=1.0,
+            trigger="manual", conditions=found.model_copy(update={"newest": newest}),
+        )  # fmt: skip
+        cost = {"name": "", "better": True, "detail": "3 of 3 votes won"}
+        costs = [ConditionCost(number=number, version=best, **cost) for number, best in won]
+        ruling = CandidateRuling(name="student", decision="accepted", reason="", passed=(), failed=(), elsewhere=costs)
+        rulings = (ruling.model_copy(update={"name": "teacher", "elsewhere": ()}), ruling)
+        verdict = Verdict(round=round, decision="accepted", reason="good", checks=[], at=1.0, candidate="student")
+        RoundStore(layout.rounds).create(spec).write_verdict(verdict.model_copy(update={"candidates": rulings}))
+        manifest = registry.manifest(1).model_copy(update={"parent": 1, "origin": "round", "round": round})
+        version = registry.add(registry.weights_path(1), manifest, by="gate").version
+        registry.promote(version, by="gate", reason="good", round=round)
+        gate.step()
+        return version
+
+    return promoted
+
+
+def test_a_promoted_version_is_best_in_its_condition_and_where_it_won_against_none_made_there(
+    gate, layout, registry, promote
+) -> None:
+    store = ConditionStore(layout.conditions)
+    first = promote(1, newest=2, won=((1, 1),))
+    known = store.read().conditions
+    assert [(item.best, item.made) for item in known] == [(first, None), (first, first)]
+    assert [item.best_reason for item in known] == ["3 of 3 votes won", "good"]
+    again = promote(2, newest=1, won=((2, first),))
+    known = store.read().conditions
+    assert [item.best for item in known] == [again, first], "votes displace no version that was made there"
+    third = promote(3, newest=1)
+    day = store.read().conditions[0]
+    assert (day.best, day.made) == (third, third)
+    registry.roll_back(to=None, by="operator", reason="")
+    gate.step()
+    day = store.read().conditions[0]
+    assert (day.best, day.made) == (again, again), "a rollback brings the version back that was made there before"
 
 
 def test_a_round_leaves_no_new_condition_out_that_the_gate_has_not_opened_yet(

@@ -127,6 +127,12 @@ class ClassBceSettings(Section):
     labels and masks it has the inner class."""
 
     @model_validator(mode="after")
+    def _is_used(self) -> Self:
+        if self.nested and not self.enabled:
+            raise ValueError("nested: has no effect while enabled is false; set enabled to true, or remove nested")
+        return self
+
+    @model_validator(mode="after")
     def _has_no_circle(self) -> Self:
         around = self.around()
         if lost := sorted(name for name, outer in around.items() if name in outer):

@@ -127,7 +127,7 @@ def test_without_source_it_is_refused() -> None:
     with pytest.raises(ValueError, match=r"recipe\.advanced\.translation .*`source` is not set"):
         Settings.model_validate({**bare, "recipe": {"name": "mfm_da"}})
     with pytest.raises(ValueError, match=r"class_bce\.nested: no class 'cups' in `classes`"):
-        nested = {"advanced": {"class_bce": {"nested": [["a", "cups"]]}}}
+        nested = {"advanced": {"class_bce": {"enabled": True, "nested": [["a", "cups"]]}}}
         Settings.model_validate({**bare, "recipe": nested})
     assert isinstance(recipe_settings("mfm_da"), MfmDaSettings)
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from adapters.networks.training_pass import IGNORE_INDEX, weighted_cross_entropy
 from adapters.self_training.class_bce import ClassBce, members_of
-from configs.terms import ClassBceSettings
+from configs.terms import ClassBceSettings, MfmDaClassBce
 
 NAMES = ("ground", "disc", "cup", "spot")
 
@@ -27,7 +27,7 @@ def drawn(classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def nested_loss(*pairs: tuple[str, str]) -> ClassBce:
-    return ClassBce(members_of(NAMES, ClassBceSettings(nested=pairs).around()))
+    return ClassBce(members_of(NAMES, ClassBceSettings(enabled=True, nested=pairs).around()))
 
 
 def test_each_class_is_a_question_whose_probability_includes_what_lies_inside() -> None:
@@ -65,7 +65,15 @@ def test_it_teaches_masks_in_which_the_cup_lies_in_its_disc() -> None:
     assert torch.equal(logits.argmax(dim=1), labels)
 
 
+def test_nested_classes_without_the_loss_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"nested: has no effect while enabled is false; set enabled to true"):
+        MfmDaClassBce(enabled=False, nested=(("a", "b"),))
+    with pytest.raises(ValidationError, match=r"nested: has no effect while enabled is false"):
+        ClassBceSettings(nested=(("a", "b"),))
+    assert MfmDaClassBce(nested=(("a", "b"),)).enabled
+
+
 def test_a_class_inside_itself_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"nested: 'a' is inside itself; remove one of its pairs"):
-        ClassBceSettings(nested=(("a", "b"), ("b", "c"), ("c", "a")))
-    assert ClassBceSettings(nested=(("a", "b"), ("b", "c"))).around() == {"b": {"a"}, "c": {"a", "b"}}
+        ClassBceSettings(enabled=True, nested=(("a", "b"), ("b", "c"), ("c", "a")))
+    assert ClassBceSettings(enabled=True, nested=(("a", "b"), ("b", "c"))).around() == {"b": {"a"}, "c": {"a", "b"}}

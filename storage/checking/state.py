@@ -36,14 +36,15 @@ class Repair:
 def check_state(layout: StateLayout, *, read_data: bool = False) -> list[Problem]:
     """Return every problem of a state directory; changes nothing, takes no lock, works beside a running daemon.
 
-    While a process writes there, leftovers are not reported, because its unfinished files look like leftovers. An error
-    then counts when it is seen twice. `read_data` also reads every pixel and hashes every weight. An empty directory
-    has no problem.
+    If a process writes there meanwhile, leftovers are not reported, because its unfinished files look like leftovers.
+    An error then counts when it is seen twice. `read_data` also reads every pixel and hashes every weight. An empty
+    directory has no problem.
     """
     scope = Scope(layout, read_data)
+    before = _taken(layout)
     live = _live(layout)
     found = list(_examine(scope))
-    if not (live or _live(layout)):
+    if not (live or _live(layout)) and _taken(layout) == before:
         return found
     errors = [problem for problem in found if problem.severity == "error"]
     again = set(_examine(scope)) if errors else set()
@@ -138,6 +139,14 @@ def _remove(path: Path) -> None:
 
 
 def _live(layout: StateLayout) -> bool:
+    return any(durable.is_locked(path) for path in _locks(layout))
+
+
+def _taken(layout: StateLayout) -> list[int]:
+    """Return when each lock was last taken (ns): its holder writes to it. So a writer that came and left is seen."""
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in _locks(layout)]
+
+
+def _locks(layout: StateLayout) -> list[Path]:
     folders = (layout.buffer, layout.checkpoints, layout.source, *layout.canary_sets)
-    locks = (layout.lock_file, *(folder / ".lock" for folder in folders))
-    return any(durable.is_locked(path) for path in locks)
+    return [layout.lock_file, *(folder / ".lock" for folder in folders)]

@@ -5,13 +5,18 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from storage import failpoints
 from storage.buffer.frames import FrameBuffer
 from storage.checking import check_state, repair_state
 from storage.checking.problem import ERRORS, LEFTOVERS, Problem
+from storage.durable.digest import digest_of
 from storage.errors import AlreadyRunning
 from storage.layout import StateLayout
+from storage.registry.bases import KEY
 from storage.registry.manifest import Ref
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
@@ -219,6 +224,25 @@ def test_what_kills_leave(whole, expect):
         (folder / ".file.1234.partial").write_text("half")
     expect(*["unfinished"] * 2 * len(folders))
     assert not list(whole.root.rglob("*.partial"))
+
+
+def test_an_import_during_a_check_leaves_nothing(whole, manifest, monkeypatch, tmp_path):
+    """The import begins after the check and ends before it: its base is no leftover while no version names it yet."""
+    base, weights, unused = tmp_path / "base", tmp_path / "weights", CheckpointRegistry.unused_bases
+    save_file({"vit": np.ones(4, np.float32)}, base)
+    save_file({"token": np.ones(4, np.float32)}, weights, metadata={KEY: digest_of(base)})
+    seen: list[Path] = []
+
+    def during_an_import(registry: CheckpointRegistry) -> list[Path]:
+        monkeypatch.undo()
+        failpoints.watch(lambda _: seen.extend(unused(registry)))
+        registry.add(weights, manifest(), by="import", base=base)
+        failpoints.watch(None)
+        return seen
+
+    monkeypatch.setattr(CheckpointRegistry, "unused_bases", during_an_import)
+    assert check_state(whole) == []
+    assert set(seen) == {CheckpointRegistry(whole.checkpoints).bases.path(digest_of(base))}, "the check came between"
 
 
 def test_repair_waits_for_nobody(whole, small):

@@ -21,10 +21,13 @@ from torch.profiler import ProfilerActivity, profile
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
+from adapters.networks.encoders.vit import PlainVit
+from adapters.networks.hf_directory import quiet_transformers
 from adapters.recipes.recipe import StepBatch
 from adapters.rounds.inputs import load_inputs
 from adapters.rounds.training import Training
 from configs.load import merge
+from configs.recipe import SelfTrainingSettings
 from configs.settings import Settings
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frame_writer import NewFrame
@@ -55,11 +58,13 @@ class Case:
     """Settings that differ from the common ones."""
     reference: bool = False
     """The reference loop instead of our step."""
+    turn: int = 1
+    """Optimizer steps over which a sample is the mean, where steps differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One step, as timed."""
+    """One step, as timed: the mean over the steps of the case's turn."""
 
     wall: float
     """Seconds."""
@@ -69,10 +74,19 @@ class Sample:
     """Seconds of `wall` spent waiting for crops."""
 
 
+def named(recipe: str) -> dict[str, Any]:
+    """Return the recipe's settings: its name, the things of omuda, whose masks go by region, few images for mfm_da."""
+    if recipe == "mfm_da":
+        return {"name": recipe, "advanced": {"target_images": 1}}
+    return {"name": recipe, "thing_classes": ["class 1"]} if recipe == "omuda" else {"name": recipe}
+
+
 def settings_of(workspace: Path, common: Sections, case: Case, classes: int) -> Settings:
     """Return the settings of a case below `workspace`; networks of different shape have a state directory each."""
     sections: Sections = {name: merge(values, case.sections.get(name, {})) for name, values in common.items()}
-    folder = workspace / ("multi" if sections["network"].get("multi_resolution") else "single")
+    network = sections["network"]
+    shape = (network["name"], network["encoder"], "multi" if network.get("multi_resolution") else "single")
+    folder = workspace / "-".join(shape)
     colors = np.random.default_rng(0).permutation(256**2)[:classes].tolist()
     base: dict[str, Any] = {
         "state": folder / "state",
@@ -85,7 +99,13 @@ def settings_of(workspace: Path, common: Sections, case: Case, classes: int) -> 
 
 
 def draw_state(settings: Settings) -> None:
-    """Frames, labelled images and a network with random weights, all from fixed seeds; nothing when already there."""
+    """Frames, labelled images and a network with random weights, all from fixed seeds; nothing when already there.
+
+    The same for the ViTs that the settings name.
+    """
+    draw_vit(settings.network.pretrained)
+    if isinstance(settings.recipe, SelfTrainingSettings):
+        draw_vit(settings.recipe.advanced.foundation.directory)
     layout = StateLayout(settings.state)
     if layout.root.exists():
         return
@@ -108,6 +128,23 @@ def draw_state(settings: Settings) -> None:
     weights = settings.state / "random.safetensors"
     save_weights(build_network(settings.network.architecture(), classes), weights)
     CheckpointRegistry(layout.checkpoints).add(weights, make_manifest(settings, origin="import"), by="import")
+
+
+def draw_vit(directory: Path | None) -> None:
+    """Save a ViT with random weights from a fixed seed, if it is missing; `directory` is named as encoders are."""
+    if directory is None or directory.exists():
+        return
+    torch.manual_seed(0)
+    with quiet_transformers():
+        build_vit(directory.name).model.save_pretrained(directory)
+
+
+def build_vit(name: str) -> PlainVit:
+    """Return the DINOv2 or DINOv3 of that `name`, untrained."""
+    from adapters.networks.encoders.dinov2 import build_dinov2  # loads transformers for seconds
+    from adapters.networks.encoders.dinov3 import build_dinov3
+
+    return (build_dinov2 if name.startswith("dinov2") else build_dinov3)(name, None, pyramid=False)
 
 
 def draw(seed: int, height: int, width: int, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -137,7 +174,7 @@ class Runner:
             trigger="manual",
         )
         inputs = load_inputs(spec, settings)
-        self._training = Training(inputs)
+        self._training, self._turn = Training(inputs), case.turn
         self.device = inputs.accelerator.device
         self.images = self._training.images_per_step
         self._waiting = 0.0
@@ -162,16 +199,18 @@ class Runner:
         return batch
 
     def step(self) -> Sample:
-        """One optimizer step, until the device has done it."""
+        """One optimizer step, the mean of a turn, until the device has done it."""
         self._waiting = 0.0
         started, cpu = time.perf_counter(), time.process_time()
-        if self._reference is not None:
-            self._reference.step(self._timed_batch())
-        else:
-            self._training.step(1.0)
+        for _ in range(self._turn):
+            if self._reference is not None:
+                self._reference.step(self._timed_batch())
+            else:
+                self._training.step(1.0)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return Sample(time.perf_counter() - started, time.process_time() - cpu, self._waiting)
+        spent = time.perf_counter() - started, time.process_time() - cpu, self._waiting
+        return Sample(*(seconds / self._turn for seconds in spent))
 
     def peak_memory(self) -> float:
         """Most memory held so far (MiB): of the GPU by tensors, otherwise of the whole process (VmHWM)."""

@@ -3,14 +3,16 @@
     python benchmarks/step_time.py                      every recipe, tiny network, 128 crops
     python benchmarks/step_time.py --size b0 --recipes dacs
     python benchmarks/step_time.py --options            bf16, accumulation, checkpointing, layout, compilation
-    python benchmarks/step_time.py --recipes dacs --terms     the terms of added_terms.py, with and without MFM
+    python benchmarks/step_time.py --recipes dacs --terms               every term, with and without MFM
+    python benchmarks/step_time.py --recipes dacs --terms foundation blda --size b0
     python benchmarks/step_time.py --recipes dacs --profile
     python benchmarks/step_time.py --size b5 --device auto --precision bf16     on a GPU
 
 Images are drawn by the script; crops come through the streams of a real round. Every case runs in a process of its
-own; one step of each in turn (A B C A B C ...), so that what else the machine does meets all of them alike. Ratios are
-taken step by step against the baseline's step of the same turn: their median and quartiles. CPU time is that of the
-process, so it hardly depends on the company. Peak memory is that of the whole process (CPU) or of its tensors (GPU).
+own; one step of each in turn (A B C A B C ...), so that what else the machine does meets all of them alike. A case
+whose steps differ (MFM-DA: one for each loss) does all of them in a turn; its times are their mean. Ratios are taken
+turn by turn against the baseline: their median and quartiles. CPU time is that of the process, so it hardly depends on
+the company. Peak memory is that of the whole process (CPU) or of its tensors (GPU).
 The reference loop (`reference_loop.py`) is a plain DACS step; other recipes have no reference. Our cases run with the
 environment of a round, the reference with the user's own: export
 `daemon.rounds.environment.MEMORY_KEPT` to compare loops alone.
@@ -33,8 +35,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from added_terms import TERMS
-from step_cases import Case, Sample, Sections, draw_state, serve, settings_of
+from step_cases import Case, Sample, Sections, build_vit, draw_state, named, serve, settings_of
+from term_cases import TITLES, term_cases
 
 from adapters.recipes.build import RECIPES
 from configs.recipe import RECIPES as SETTINGS_OF
@@ -42,11 +44,11 @@ from daemon.rounds.environment import MEMORY_KEPT
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"network": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 64, "output_stride": 16, "crop": 128,
-             "batch": 4, "classes": 11, "mfm_dim": 128, "mfm_heads": 8},
+             "batch": 4, "classes": 11, "mfm_dim": 128, "mfm_heads": 8, "vit": "dinov2_tiny"},
     "b0": {"network": "daformer", "encoder": "mit_b0", "channels": 256, "output_stride": 8, "crop": 256,
-           "batch": 2, "classes": 19, "mfm_dim": 512, "mfm_heads": 16},
+           "batch": 2, "classes": 19, "mfm_dim": 512, "mfm_heads": 16, "vit": "dinov2_small"},
     "b5": {"network": "daformer", "encoder": "mit_b5", "channels": 256, "output_stride": 8, "crop": 512,
-           "batch": 2, "classes": 19, "mfm_dim": 512, "mfm_heads": 16},
+           "batch": 2, "classes": 19, "mfm_dim": 512, "mfm_heads": 16, "vit": "dinov2_large"},
 }  # fmt: skip
 """Presets; each value is an option of its own."""
 ROUND_OPTIONS: dict[str, Sections] = {
@@ -129,13 +131,6 @@ def time_cases(workers: Sequence[Worker], steps: int) -> list[Timed]:
     return [Timed(worker.case, samples[worker.case.name], *worker.ask("facts")) for worker in workers]
 
 
-def named(recipe: str) -> dict[str, Any]:
-    """Return the recipe's settings: its name, the things of omuda, whose masks go by region, few images for mfm_da."""
-    if recipe == "mfm_da":
-        return {"name": recipe, "advanced": {"target_images": 1}}
-    return {"name": recipe, "thing_classes": ["class 1"]} if recipe == "omuda" else {"name": recipe}
-
-
 def recipe_cases(recipe: str) -> list[Case]:
     """Return the bare recipe, with MFM where it takes MFM, and the reference loop where there is one."""
     network = {"multi_resolution": True} if recipe == "hrda" else {}
@@ -154,22 +149,6 @@ def option_cases(recipe: str) -> list[Case]:
     """Return the recipe with MFM as it is by default, and with one option changed at a time."""
     base: Sections = {"recipe": named(recipe)}
     return [Case("default", base), *(Case(name, {**base, **change}) for name, change in ROUND_OPTIONS.items())]
-
-
-def term_cases(recipe: str) -> list[Case]:
-    """Return the bare recipe, then it with MFM, with each added term, and with MFM and each added term."""
-    added = {"": {}, **{f"+{name}": term.advanced for name, term in TERMS.items()}}
-    return [
-        Case(
-            f"{recipe}{'+mfm' * mfm}{name}",
-            {
-                "recipe": {**named(recipe), "advanced": {**named(recipe).get("advanced", {}), **advanced}},
-                "mfm": {"enabled": mfm},
-            },
-        )
-        for name, advanced in added.items()
-        for mfm in (False, True)
-    ]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -230,12 +209,15 @@ def recipes_table(arguments: argparse.Namespace, workspace: Path) -> None:
 
 
 def terms_table(arguments: argparse.Namespace, workspace: Path) -> None:
-    """Print a line for the first recipe, alone and with each term that can be added."""
-    print(header("bare recipe"), flush=True)
-    bare, *added = term_cases(arguments.recipes[0])
-    for case in added:  # in pairs: a slow term must not spread the turns of the others
-        timed = run(arguments, workspace, [bare, case])
-        print(row(timed[case.name], timed[bare.name], None), flush=True)
+    """Print a line for every chosen term, alone and with MFM, over its base: the first recipe, or one of its own."""
+    weights = sum(weight.numel() for weight in build_vit(arguments.vit).parameters())
+    print(f"ViT: `{arguments.vit}`, {weights / 1e6:.1f} M parameters\n")
+    print(header("base"), flush=True)
+    cases = term_cases(arguments.recipes[0], arguments.vit, workspace)
+    for title in arguments.terms or cases:
+        for base, case in cases[title]:  # in pairs: a slow term must not spread the turns of the others
+            timed = run(arguments, workspace, [base, case])
+            print(row(timed[case.name], timed[base.name], None), flush=True)
 
 
 def options_table(arguments: argparse.Namespace, workspace: Path) -> None:
@@ -304,7 +286,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each case")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--options", action="store_true", help="the options of a round instead of the recipes")
-    parser.add_argument("--terms", action="store_true", help="the terms that the first recipe can add instead")
+    parser.add_argument(
+        "--terms", nargs="*", choices=TITLES, help="these terms over the first recipe instead; none: all"
+    )
     parser.add_argument("--profile", action="store_true", help="a profiler table of the first recipe instead")
     parser.add_argument("--rows", type=int, default=25, help="lines of the profile")
     arguments = parser.parse_args()
@@ -332,7 +316,9 @@ def main() -> int:
     print(f"{arguments.classes} classes, crops of {arguments.crop}, batch {arguments.batch} + {arguments.batch}\n")
     workspace = Path(tempfile.mkdtemp(prefix="mfmd-step-time-"))
     tables = {"profile": print_profile, "options": options_table, "terms": terms_table}
-    job = next((table for name, table in tables.items() if getattr(arguments, name)), recipes_table)
+    job = next(
+        (table for name, table in tables.items() if getattr(arguments, name) not in (None, False)), recipes_table
+    )
     try:
         job(arguments, workspace)
     finally:

@@ -1,11 +1,9 @@
 """The step benchmark: what it counts, what it compares, and that its cases run real steps."""
 
 import argparse
-from pathlib import Path
 
 import pytest
 import torch
-from added_terms import TERMS
 from step_cases import Case, Runner, Sample, draw, draw_state, settings_of
 from step_parts import MFM, Clock, cut_step
 from step_time import (
@@ -18,8 +16,8 @@ from step_time import (
     ratio,
     recipe_cases,
     row,
-    term_cases,
 )
+from term_cases import TITLES, term_cases
 
 from adapters.recipes.build import RECIPES
 from configs.round import RoundSettings
@@ -69,11 +67,29 @@ def test_every_recipe_has_its_cases(recipe) -> None:
     assert any(case.reference for case in recipe_cases(recipe)) == (recipe == "dacs")
 
 
-def test_each_term_is_timed_alone_and_with_mfm() -> None:
-    names = [case.name for case in term_cases("dacs")]
-    assert names[:2] == ["dacs", "dacs+mfm"] and len(set(names)) == len(names) == 2 * (1 + len(TERMS))
-    for case in term_cases("dacs"):
-        settings_of(Path("unused"), common_sections(arguments()), case, 5)
+def test_each_term_is_timed_alone_and_with_mfm_beside_its_base_on_the_same_network(tmp_path) -> None:
+    cases = term_cases("dacs", "dinov2_tiny", tmp_path)
+    assert tuple(cases) == TITLES
+    for base, case in (pair for pairs in cases.values() for pair in pairs):
+        mine, theirs = (settings_of(tmp_path, common_sections(arguments()), one, 5) for one in (case, base))
+        assert mine.network == theirs.network and mine.state == theirs.state and not theirs.mfm.enabled
+        assert case.name != base.name and mine.recipe.advanced.separate_steps == (case.turn > 2)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("title", TITLES)
+def test_terms_run_steps(title, tmp_path, monkeypatch) -> None:
+    """With MFM: a turn has the loss of each term."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    torch.set_num_threads(1)
+    _, case = term_cases("dacs", "dinov2_tiny", tmp_path)[title][-1]
+    settings = settings_of(tmp_path, common_sections(arguments()), case, 5)
+    draw_state(settings)
+    runner = Runner(settings, case)
+    found = {name for _ in range(case.turn) for name in runner._training.step(1.0).losses}
+    wanted = {"interval": "mfm", "omuda_feature": "foundation_source", "masked_tokens": "masked_image"}
+    wanted |= {"mfm_da": "translated", "blda": "mix_quantile"}
+    assert "mfm" in found and (title == "class_confidence" or wanted.get(title, title) in found)
 
 
 def test_every_option_of_a_round_is_a_field_that_changes() -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from adapters.checkpoints.checkpoint import save_weights, stored_form
 from adapters.networks.frozen import StoredBase
-from adapters.networks.network import SegmentationNetwork
 from storage.durable.digest import digest_of
 from storage.registry.bases import KEY, base_named_in
 
@@ -47,8 +46,11 @@ def save_split(network: nn.Module, base: frozenset[str], folder: Path) -> SavedW
 
 
 def save_beside_base(module: nn.Module, path: Path) -> None:
-    """Write the state dict of `module` to `path`, without the stored base of a network while that still holds."""
-    base = module.base if isinstance(module, SegmentationNetwork) else None
+    """Write the state dict of `module` to `path`, without the stored base while that still holds.
+
+    The base is that of a network, or the part of it that a term of training has in a copy (`StoredBase`).
+    """
+    base = _base_of(module)
     state = module.state_dict()
     if base is None or not _holds(base, state):
         save_weights(module, path)
@@ -62,13 +64,18 @@ def load_beside_base(module: nn.Module, path: Path) -> None:
     Raises ValueError when the file names another base than that of `module`.
     """
     tensors, named = load_file(path), base_named_in(path)
-    base = module.base if isinstance(module, SegmentationNetwork) else None
+    base = _base_of(module)
     if named is not None:
         if base is None or base.digest != named:
             raise ValueError(f"{path.name} belongs to base {named}, the network to {base.digest if base else 'none'}")
         state = module.state_dict()
         tensors |= {name: state[name] for name in base.names}
     module.load_state_dict(tensors)
+
+
+def _base_of(module: nn.Module) -> StoredBase | None:
+    found = getattr(module, "base", None)
+    return found if isinstance(found, StoredBase) else None
 
 
 def _save_rest(state: Mapping[str, Tensor], base: frozenset[str], digest: str, path: Path) -> None:

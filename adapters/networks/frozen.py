@@ -3,7 +3,7 @@
 It is defined right after the network was built, because recipes freeze more for a while.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -15,7 +15,7 @@ LEAST_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class StoredBase:
-    """The base of a network that was loaded from a registry."""
+    """The base of a network that was loaded from a registry: its attribute `base`."""
 
     path: Path
     """Its safetensors file."""
@@ -23,6 +23,10 @@ class StoredBase:
     """Hex SHA-256 of that file."""
     names: frozenset[str]
     """Its tensors, by their names in the network's state dict."""
+
+    def below(self, prefix: str) -> "StoredBase":
+        """Return the part whose names begin with `prefix`."""
+        return replace(self, names=frozenset(name for name in self.names if name.startswith(prefix)))
 
 
 def base_names(network: nn.Module) -> frozenset[str]:

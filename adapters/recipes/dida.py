@@ -22,6 +22,7 @@ from adapters.networks.training_pass import Encoded, Maps, prediction_loss
 from adapters.recipes.levels_head import LevelsHead
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import StepImages, TermModule
+from adapters.self_training.teacher import shared_parameters
 from configs.recipe import SelfTrainingSettings
 
 START, END = -3.0, 3.0
@@ -80,6 +81,7 @@ class Modulation(nn.Module):
 class Dida(TermModule):
     """The second encoder, which begins as a copy of the student's, its modulations, and the head that finds the noise.
 
+    What is frozen in a version with a base, both encoders share, and no training state holds it.
     As a term it has the losses of the target; `source` is the term of the source.
     """
 
@@ -89,10 +91,12 @@ class Dida(TermModule):
         """Build it on the student's device."""
         super().__init__()
         self._settings = inputs.recipe.advanced.dida
-        channels = inputs.student.feature_channels
-        self.encoder = copy.deepcopy(inputs.student.encoder).train()  # the student comes in eval mode
+        student = inputs.student
+        self.encoder = copy.deepcopy(student.encoder, shared_parameters(student)).train()  # it comes in eval mode
+        self.base = student.base.below("encoder.") if student.base is not None else None
+        channels = student.feature_channels
         self.modulations = nn.ModuleList(Modulation(width) for width in channels)
-        finest = max(height for height, _ in feature_sizes(inputs.student, (PROBE, PROBE)))
+        finest = max(height for height, _ in feature_sizes(student, (PROBE, PROBE)))
         self.patch = max(1, round(PROBE / finest))
         self.head = LevelsHead(channels, 3 * self.patch**2)
         self.to(inputs.accelerator.device)

@@ -22,7 +22,7 @@ class Teacher:
 
     def __init__(self, student: SegmentationNetwork, decay: float) -> None:
         """Copy `student` as it is now, but for its base, which both share; `decay` is alpha."""
-        self.network = copy.deepcopy(student, _base_of(student)).requires_grad_(False).train()
+        self.network = copy.deepcopy(student, shared_parameters(student)).requires_grad_(False).train()
         self.decay = decay
         without_noise(self.network)
 
@@ -48,10 +48,10 @@ class Teacher:
         return logits
 
 
-def _base_of(student: SegmentationNetwork) -> dict[int, Tensor]:
-    """Return the frozen parameters of the base of `student` as `deepcopy` leaves them alone: each its own copy."""
-    names = student.base.names if student.base is not None else frozenset()
-    frozen = (value for name, value in student.named_parameters() if name in names and not value.requires_grad)
+def shared_parameters(network: SegmentationNetwork) -> dict[int, Tensor]:
+    """Return the frozen parameters of the base of `network` as `deepcopy` leaves them alone: each its own copy."""
+    names = network.base.names if network.base is not None else frozenset()
+    frozen = (value for name, value in network.named_parameters() if name in names and not value.requires_grad)
     return {id(value): value for value in frozen}
 
 

@@ -25,6 +25,7 @@ from storage.errors import CorruptCheckpoint
 from storage.registry.bases import base_named_in
 from storage.registry.registry import CheckpointRegistry
 from tests.adapters.frozen_network import FROZEN, NAME, add_version, built
+from tests.adapters.recipes.recipe_steps import recipe_of
 
 CPU = torch.device("cpu")
 OWN = {"network": {"name": NAME}}
@@ -161,10 +162,37 @@ def test_a_teacher_shares_the_base_and_follows_in_the_rest(
     assert not same(sharing.network, student)
 
 
+def test_dida_shares_what_is_frozen_and_saves_the_rest(
+    settings: Settings, registry: CheckpointRegistry, tmp_path: Path
+) -> None:
+    version = add_version(registry, settings, tmp_path / "saved", built(settings))
+    students = [load_version(registry, version, CPU)[0] for _ in range(2)]
+    terms = [recipe_of(student, dida={"enabled": True}).modules()["dida"] for student in students]
+    for name, value in terms[0].named_parameters():
+        if name.startswith("encoder."):
+            assert (value is students[0].get_parameter(name)) == (name.removeprefix("encoder.") in FROZEN), name
+    with torch.no_grad():
+        for value in terms[0].parameters():
+            if value.requires_grad:
+                value.normal_()
+    save_beside_base(terms[0], tmp_path / "dida.safetensors")
+    base = students[0].base
+    assert base is not None and base_named_in(tmp_path / "dida.safetensors") == base.digest
+    assert keys(tmp_path / "dida.safetensors") == terms[0].state_dict().keys() - base.names
+    load_beside_base(terms[1], tmp_path / "dida.safetensors")
+    found = terms[1].state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in terms[0].state_dict().items())
+
+
 def test_a_round_stores_its_states_and_its_candidate_without_the_base(
     training_state, registry: CheckpointRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = training_state.settings(**OWN, gate={"policy": "always"}, round={"advanced": {"average_ratios": [0.3]}})
+    settings = training_state.settings(
+        **OWN,
+        gate={"policy": "always"},
+        round={"advanced": {"average_ratios": [0.3]}},
+        recipe={"advanced": {"dida": {"enabled": True}}},
+    )
     training_state.draw_source()
     training_state.fill_buffer(settings)
     first = add_version(registry, settings, tmp_path / "saved", built(settings))
@@ -179,6 +207,7 @@ def test_a_round_stores_its_states_and_its_candidate_without_the_base(
     for path in (
         state / "student.safetensors",
         state / "teacher.safetensors",
+        state / "dida.safetensors",
         folder.candidate,
         folder.other("average_30"),
     ):

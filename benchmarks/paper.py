@@ -6,8 +6,9 @@
 
 DATA has the data sets in their own layout (`paper_data.py`): gta, synthia, cityscapes, acdc, refuge; a link will do.
 WEIGHTS has a Hugging Face directory for each encoder: mit-b5, resnet-101. Everything that a row needs is checked before
-anything starts. A finished run is one line of WORK/results.jsonl and is not repeated; the same command resumes an
-interrupted one. docs/how-to/published-tables.md says what is not as in the papers.
+anything starts. A finished run is one line of WORK/results.jsonl and is not repeated while all its settings are equal,
+defaults too; the same command resumes an interrupted one. docs/how-to/published-tables.md says what is not as in the
+papers.
 """
 
 import argparse

@@ -63,9 +63,9 @@ TINY: dict[str, Any] = {
     "serving.device": "cpu",
 }
 """For tests: sizes of a row beside its tiny encoder."""
-START = ("classes", "watch", "source", "buffer", "network", "pretrain")
+START = {"classes", "watch", "source", "buffer", "network", "pretrain"}
 """Sections that decide about a start: the imported source, the target frames and the first version."""
-LOCAL = {"state", "serving", "control", "log"}
+LOCAL = {"state", "serving", "masks", "publish", "notify", "control", "log"}
 """Sections that change no result."""
 
 
@@ -161,8 +161,8 @@ class Job:
     def settings(self) -> Settings:
         """The configuration, with the state directory of its start. Raises SourceRefused."""
         values = self.values(self.places.train(self.row.source).settings())
-        start = json.dumps({name: values[name] for name in START}, sort_keys=True)
-        state = self.places.work / "starts" / digest_of(start.encode())[:12]
+        start = Settings.model_validate(values).model_dump(mode="json", include=START)
+        state = self.places.work / "starts" / digest_of(json.dumps(start, sort_keys=True).encode())[:12]
         return Settings.model_validate({**values, "state": str(state)})
 
     @cached_property
@@ -178,8 +178,11 @@ class Job:
         return NetworkSettings.model_validate(self.values({})["network"])
 
     def digest(self) -> str:
-        """Return a key that two runs share only if everything that determines their results is equal."""
-        part = self.settings.model_dump(mode="json", exclude=LOCAL, exclude_defaults=True)
+        """Return a key that two runs share only if every setting that determines their results is equal.
+
+        Defaults are in it: with those of a later mfmd it is another run.
+        """
+        part = self.settings.model_dump(mode="json", exclude=LOCAL)
         return digest_of(json.dumps([self.key, self.arm, part], sort_keys=True).encode())[:16]
 
 

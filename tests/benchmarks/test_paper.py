@@ -4,8 +4,10 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import paper_plan
 import pytest
 from paper import main, report
 from paper_data import DATA_SETS, find_train, find_validation
@@ -13,6 +15,7 @@ from paper_plan import Job, Lengths, Places, plan, target_names
 from paper_rows import ROWS, SUBSETS
 from paper_run import PaperFailed, ingest_target, mean_over
 from PIL import Image
+from pydantic import create_model
 from transformers.models.resnet.configuration_resnet import ResNetConfig
 from transformers.models.resnet.modeling_resnet import ResNetModel
 from transformers.models.segformer.configuration_segformer import SegformerConfig
@@ -22,6 +25,10 @@ from adapters.networks.encoders.mit import MIT_SPECS
 from adapters.networks.encoders.resnet import RESNET_SPECS
 from configs.buffer import SourceSettings
 from configs.class_list import load_class_list
+from configs.network import NetworkSettings
+from configs.round import RoundSettings
+from configs.section import Section
+from configs.settings import LogSettings, Settings
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
 from storage.media.bounded import DecodeLimits
@@ -142,6 +149,29 @@ def test_a_mean_leaves_out_the_classes_that_the_source_lacks() -> None:
     iou = dict.fromkeys(names, 0.5) | {"terrain": 0.0, "truck": 0.0, "train": 0.0, "wall": 0.1, "bus": None}
     assert mean_over(iou, SUBSETS["16"]) == pytest.approx((14 * 0.5 + 0.1) / 15)
     assert mean_over(iou, SUBSETS["13"]) == pytest.approx(0.5)
+
+
+def test_another_default_in_the_code_is_another_run(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> tuple[str, Path]:
+        job = Job(places(drawn, tmp_path), "gta-dacs", "mfm", 0, Lengths())
+        return job.digest(), job.settings.state
+
+    def with_default(section: str, kind: type[Section], **defaults: object) -> tuple[str, Path]:
+        """What a job has in an mfmd with other defaults in one section."""
+        fields: dict[str, Any] = {name: (kind.model_fields[name].annotation, value) for name, value in defaults.items()}
+        later = create_model("Later", __base__=kind, **fields)
+        changed: dict[str, Any] = {section: (later, later())}
+        monkeypatch.setattr(paper_plan, "Settings", create_model("LaterSettings", __base__=Settings, **changed))
+        return made()
+
+    key, start = made()
+    assert with_default("log", LogSettings, level="debug") == (key, start)
+    other, same_start = with_default("round", RoundSettings, mixed_precision="bf16")
+    assert other != key and same_start == start
+    other, other_start = with_default("network", NetworkSettings, channels=8)
+    assert other != key and other_start != start
 
 
 def test_the_table_compares_ours_with_the_published_figure(drawn: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors import safe_open
 
 from adapters.checkpoints.bases import load_beside_base, save_beside_base
 from adapters.checkpoints.checkpoint import load_version, load_weights, read_weights, save_weights
+from adapters.checkpoints.exporting.export import export_version
 from adapters.checkpoints.importing import import_checkpoint
 from adapters.errors import NetworkMismatch
 from adapters.networks.build import build_network
@@ -97,6 +99,24 @@ def test_an_import_is_stored_in_two_files_and_a_part_is_no_import(
     digest = base_named_in(registry.weights_path(version))
     with pytest.raises(NetworkMismatch, match=f"holds only what is not in base {digest}.*`mfmd export`"):
         import_checkpoint(registry.weights_path(version), settings, registry)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda base: base.unlink(), "missing; versions with this base cannot serve: restore it from a backup"),
+        (lambda base: base.write_bytes(base.read_bytes()[:-1] + b"!"), "content has SHA-256 [0-9a-f]{64}, not that"),
+    ],
+    ids=["missing", "other digest"],
+)
+def test_an_export_without_its_base_writes_nothing(
+    settings: Settings, registry: CheckpointRegistry, tmp_path: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    version = add_version(registry, settings, tmp_path / "saved", built(settings))
+    damage(registry.weight_files(version)[1])
+    with pytest.raises(CorruptCheckpoint, match=rf"bases/[0-9a-f]{{64}}\.safetensors: {said}"):
+        export_version(registry, version, "onnx", tmp_path / "mirror" / "1")
+    assert not (tmp_path / "mirror").exists() and registry.versions() == [version]
 
 
 def test_a_base_of_other_shapes_or_names_is_refused(

@@ -6,11 +6,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from storage import durable, failpoints
+from storage.durable.digest import digest_of
 from storage.errors import StorageError
+from storage.registry.bases import KEY
+from storage.registry.manifest import Manifest
 from storage.registry.mirrors import HuggingFaceMirror, Mirror, TritonMirror
+from storage.registry.registry import CheckpointRegistry
+from storage.registry.versions import WEIGHTS
 from tests.storage.registry.mirrored import export, weights_of, what_a_reader_finds
 
 
@@ -103,6 +110,21 @@ def test_a_copy_of_other_weights_is_made_again_unless_it_is_in_use(mirror: Mirro
     with pytest.raises(StorageError, match="made from other weights than this registry's version 1"):
         mirror.prepare(1)
     assert what_a_reader_finds(mirror) == 1
+
+
+def test_a_copy_over_another_base_is_no_copy_of_this_version(
+    mirror: Mirror, tmp_path: Path, manifest: Callable[..., Manifest]
+):
+    """What trains is equal in both registries, what is frozen is not."""
+    digests = list[str]()
+    for value in (1.0, 2.0):
+        base, weights = tmp_path / "base", tmp_path / "weights"
+        save_file({"vit": np.full(4, value, np.float32)}, base)
+        save_file({"token": np.ones(4, np.float32)}, weights, metadata={KEY: digest_of(base)})
+        registry = CheckpointRegistry(tmp_path / f"{value}")
+        digests.append(registry.add(weights, manifest(), by="import", base=base).files[WEIGHTS].sha256)
+    export(mirror, 1, weights=digests[0])
+    assert [mirror.holds(1, digest) for digest in digests] == [True, False]
 
 
 def test_what_is_not_ours_is_left_alone(mirror: Mirror):

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,7 +145,11 @@ def _live(layout: StateLayout) -> bool:
 
 def _taken(layout: StateLayout) -> list[int]:
     """Return when each lock was last taken (ns): its holder writes to it. So a writer that came and left is seen."""
-    return [path.stat().st_mtime_ns if path.exists() else 0 for path in _locks(layout)]
+    found = list[int]()
+    for path in _locks(layout):
+        with suppress(FileNotFoundError):
+            found.append(path.stat().st_mtime_ns)
+    return found
 
 
 def _locks(layout: StateLayout) -> list[Path]:

@@ -227,7 +227,7 @@ def test_what_kills_leave(whole, expect):
 
 
 def test_an_import_during_a_check_leaves_nothing(whole, manifest, monkeypatch, tmp_path):
-    """The import begins after the check and ends before it: its base is no leftover while no version names it yet."""
+    """The import begins after the check did and ends before it: its base is no leftover before a version names it."""
     base, weights, unused = tmp_path / "base", tmp_path / "weights", CheckpointRegistry.unused_bases
     save_file({"vit": np.ones(4, np.float32)}, base)
     save_file({"token": np.ones(4, np.float32)}, weights, metadata={KEY: digest_of(base)})
@@ -236,8 +236,10 @@ def test_an_import_during_a_check_leaves_nothing(whole, manifest, monkeypatch, t
     def during_an_import(registry: CheckpointRegistry) -> list[Path]:
         monkeypatch.undo()
         failpoints.watch(lambda _: seen.extend(unused(registry)))
-        registry.add(weights, manifest(), by="import", base=base)
-        failpoints.watch(None)
+        try:
+            registry.add(weights, manifest(), by="import", base=base)
+        finally:
+            failpoints.watch(None)
         return seen
 
     monkeypatch.setattr(CheckpointRegistry, "unused_bases", during_an_import)

@@ -1,6 +1,6 @@
 """The terms that any recipe with a teacher can add, as `adaptation.py` and `step_time.py` switch them on.
 
-Not `foundation`: it needs the weights of a DINOv2.
+Not `foundation`: it needs the weights of a DINOv2 (`term_cases.py` draws one).
 """
 
 from dataclasses import dataclass

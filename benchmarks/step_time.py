@@ -215,7 +215,9 @@ def terms_table(arguments: argparse.Namespace, workspace: Path) -> None:
     print(header("base"), flush=True)
     cases = term_cases(arguments.recipes[0], arguments.vit, workspace)
     for title in arguments.terms or cases:
-        for base, case in cases[title]:  # in pairs: a slow term must not spread the turns of the others
+        for base, case in cases[title][
+            : 1 if arguments.alone else None
+        ]:  # in pairs: a slow term must not spread the turns of the others
             timed = run(arguments, workspace, [base, case])
             print(row(timed[case.name], timed[base.name], None), flush=True)
 
@@ -289,6 +291,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--terms", nargs="*", choices=TITLES, help="these terms over the first recipe instead; none: all"
     )
+    parser.add_argument("--alone", action="store_true", help="each of --terms without MFM only")
     parser.add_argument("--profile", action="store_true", help="a profiler table of the first recipe instead")
     parser.add_argument("--rows", type=int, default=25, help="lines of the profile")
     arguments = parser.parse_args()

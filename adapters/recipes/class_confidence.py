@@ -15,7 +15,7 @@ from torch import Tensor
 from adapters.networks.parallel import sum_over_processes
 from adapters.networks.training_pass import IGNORE_INDEX
 from adapters.recipes.recipe import RecipeInputs
-from adapters.recipes.self_training import StepImages, TermModule
+from adapters.recipes.self_training import Answer, StepImages, TermModule
 from adapters.self_training.pseudo_labels import PseudoLabel
 from configs.recipe import SelfTrainingSettings
 
@@ -46,7 +46,8 @@ class ClassConfidence(TermModule):
         self._count(images.pseudo)
         labels, trusted = images.pseudo.labels, images.pseudo.trusted
         weight = self.class_weights()[labels.masked_fill(labels == IGNORE_INDEX, 0)] * trusted
-        return replace(images, pseudo=replace(images.pseudo, weight=weight))
+        weighed = replace(images.pseudo, weight=weight)
+        return replace(images, answer=Answer(lambda: weighed))
 
     @torch.no_grad()
     def _count(self, pseudo: PseudoLabel) -> None:

@@ -68,7 +68,8 @@ class FoundationDistance(TermModule):
         def compared(inputs: RecipeInputs[Any], seen: Supervised) -> dict[str, Tensor]:
             losses = compare(inputs, seen)
             if seen.name == "source":
-                losses["foundation_source"] = weight * self.distance(seen.encoded.features[0][-1], whole, seen.labels)
+                known = seen.labels != IGNORE_INDEX
+                losses["foundation_source"] = weight * self.distance(seen.encoded.features[0][-1], whole, known)
             return losses
 
         return replace(images, compare=compared)
@@ -83,20 +84,19 @@ class FoundationDistance(TermModule):
         masked = mask_blocks(augmented, settings.block, settings.ratio, draws)
         with inputs.autocast():
             deepest = inputs.student.encode(inputs.student.views(masked, draws)[0].images)[-1]
-            distance = self.distance(deepest, images.target, images.pseudo.labels)
+            distance = self.distance(deepest, images.target, images.valid)
         return {"foundation": settings.weight * distance}
 
-    def distance(self, deepest: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def distance(self, deepest: Tensor, images: Tensor, known: Tensor) -> Tensor:
         """Return the distance of the student's map [B, C, h, w] to the frozen one's of `images` [B, 3, H, W], a scalar.
 
-        `images` are in [0, 1]. A token counts when at least half of its pixels have a label in `labels` [B, H, W]: the
-        rest is padding, or unlabelled source; ours.
+        `images` are in [0, 1]. A token counts when at least half of its pixels are `known`, bool [B, H, W]: the rest is
+        padding, or unlabelled source; ours.
         """
         wanted = self.seen_whole(normalise_unit(images))
         size = wanted.shape[-2:]
         projected = F.interpolate(self.projection(deepest), size, mode="bilinear", align_corners=False)
-        labelled = (labels != IGNORE_INDEX).float().unsqueeze(1)
-        counted = F.interpolate(labelled, size, mode="area").squeeze(1) >= 0.5
+        counted = F.interpolate(known.float().unsqueeze(1), size, mode="area").squeeze(1) >= 0.5
         return feature_distance(projected.float(), wanted.float(), counted)
 
     @torch.no_grad()

@@ -38,8 +38,8 @@ class StepLosses:
 
     losses: dict[str, Tensor]
     """Detached scalars by name, each with its factor."""
-    kept_ratio: Tensor
-    """Share of pseudo-label pixels above the threshold, a scalar (0-1)."""
+    kept_ratio: Tensor | None
+    """Share of pseudo-label pixels above the threshold, a scalar (0-1); None for a step that needs no pseudo-labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,8 @@ class Recipe(ABC, Generic[RecipeT_co]):
         if len(results) == 1:
             return results[0]
         losses = {name: torch.stack([result.losses[name] for result in results]).mean() for name in results[0].losses}
-        return StepLosses(losses, torch.stack([result.kept_ratio for result in results]).mean())
+        kept = [result.kept_ratio for result in results if result.kept_ratio is not None]
+        return StepLosses(losses, torch.stack(kept).mean() if kept else None)
 
     def _prepare(self) -> None:
         """Bring the networks into the state of a step that begins; `steps` were done before it."""

@@ -72,14 +72,31 @@ def plain_loss(inputs: RecipeInputs[Any], seen: Supervised) -> dict[str, Tensor]
     return {seen.name: outputs_loss(outputs, seen.labels, seen.weight, seen.loss)}
 
 
+class Answer:
+    """The teacher's answer for a batch, computed when a term first reads it: steps of MFM-DA never do."""
+
+    def __init__(self, compute: Callable[[], PseudoLabel]) -> None:
+        self._compute = compute
+        self.given: PseudoLabel | None = None
+        """The answer; None before it is read."""
+
+    def __call__(self) -> PseudoLabel:
+        """Return the answer."""
+        if self.given is None:
+            self.given = self._compute()
+        return self.given
+
+
 @dataclass(frozen=True, slots=True)
 class StepImages:
     """A batch on the device, with the teacher's answer."""
 
     target: Tensor
     """Clean target crops, [B, 3, H, W] in [0, 1]."""
-    pseudo: PseudoLabel
-    """The teacher's answer for them."""
+    valid: Tensor
+    """Where they hold image, not padding, bool [B, H, W]."""
+    answer: Answer
+    """The teacher's answer for them; read it as `pseudo`."""
     source: Tensor | None
     """Source crops, [B, 3, H, W] in [0, 1]; None when source-free."""
     source_labels: Tensor | None
@@ -93,6 +110,11 @@ class StepImages:
     """Losses of the passes over source and mix, by name; `compared` calls it."""
     loss: PixelLoss = weighted_cross_entropy
     """How logits are compared with labels in these passes."""
+
+    @property
+    def pseudo(self) -> PseudoLabel:
+        """The teacher's answer. Without it padding is known too (`valid`), and saves a pass of the teacher."""
+        return self.answer()
 
     def compared(self, inputs: RecipeInputs[Any], seen: Supervised) -> dict[str, Tensor]:
         """Return the losses of a pass over labelled pixels, by name."""
@@ -139,9 +161,10 @@ class TermModule(nn.Module):
 
 
 class SelfTraining(Recipe[SelfTrainingSettings]):
-    """Update the teacher (not before the first step), label the clean target, then run the recipe's terms in order.
+    """Update the teacher (not before the first step), then run the recipe's terms in order.
 
-    With `recipe.advanced.separate_steps` each step runs the next one of them alone.
+    The teacher labels the clean target when the first term reads its answer. With `recipe.advanced.separate_steps` each
+    step runs the next one of the terms alone.
 
     Without source, terms that need source give nothing, and the student is pulled towards the released weights
     (`recipe.anchor_weight`).
@@ -177,14 +200,17 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
 
     def _images(self, batch: StepBatch) -> StepImages:
         inputs, source = self.inputs, batch.source
-        target = inputs.images(batch.target.images)
-        with inputs.autocast():
-            logits = self.teacher(normalise_unit(target))
-        valid, trusted = inputs.on_device(batch.target.valid), inputs.on_device(batch.target.trusted)
-        pseudo = pseudo_label(logits, valid, trusted, inputs.recipe.threshold)
+        target, valid = inputs.images(batch.target.images), inputs.on_device(batch.target.valid)
+
+        def answer() -> PseudoLabel:
+            with inputs.autocast():
+                logits = self.teacher(normalise_unit(target))
+            return pseudo_label(logits, valid, inputs.on_device(batch.target.trusted), inputs.recipe.threshold)
+
         return StepImages(
             target,
-            pseudo,
+            valid,
+            Answer(answer),
             inputs.images(source.images) if source is not None else None,
             inputs.on_device(source.labels).long() if source is not None else None,
             self.teacher.network,
@@ -200,6 +226,7 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
 
     def _backward(self, batch: StepBatch, share: float) -> StepLosses:
         images, found = self._images(batch), dict[str, Tensor]()
+        answer = images.answer
         for module in self._modules:
             images = module.prepare(self.inputs, images)
         for term in self._due():
@@ -207,4 +234,4 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
             if any(loss.requires_grad for loss in losses.values()):
                 self.inputs.accelerator.backward(share * torch.stack(list(losses.values())).sum())
             found |= {name: loss.detach() for name, loss in losses.items()}
-        return StepLosses(found, images.pseudo.kept_ratio)
+        return StepLosses(found, None if answer.given is None else answer.given.kept_ratio)

@@ -65,6 +65,10 @@ class Translated:
                 "and take another recipe than mfm_da"
             )
         self._translate = build_translation(inputs)
+        joint = not inputs.recipe.advanced.separate_steps
+        self._shares = joint and min(self._settings.alignment_weight, self._settings.weight) > 0.0
+        self._shared: tuple[Tensor, Tensor] | None = None
+        """Source images that both losses see in one step, and their translation, between the two."""
 
     def alignment(self, inputs: RecipeInputs[Any], images: StepImages) -> dict[str, Tensor]:
         """Return `alignment`: the distance of the maps of source images and of their translations, in one pass.
@@ -73,7 +77,10 @@ class Translated:
         """
         if images.source is None or images.source_labels is None:
             return {}
-        both = normalise_unit(torch.cat([images.source, self.of(images, images.source, images.source_labels)]))
+        translated = self.of(images, images.source, images.source_labels)
+        if self._shares:
+            self._shared = images.source, translated
+        both = normalise_unit(torch.cat([images.source, translated]))
         with inputs.autocast():
             maps = inputs.student.encode(inputs.student.views(both, inputs.draws)[0].images)
             distance = pyramid_distance(maps)
@@ -83,10 +90,14 @@ class Translated:
         """Return `translated`: the loss on the translations against the labels of the source images."""
         if images.source is None or images.source_labels is None:
             return {}
-        translated = normalise_unit(self.of(images, images.source, images.source_labels))
+        shared, self._shared = self._shared, None
+        if shared is not None and shared[0] is images.source:
+            translated = shared[1]
+        else:
+            translated = self.of(images, images.source, images.source_labels)
         weight = inputs.label_weight(images.source_labels)
         with inputs.autocast():
-            encoded = encode(inputs.student, translated, inputs.draws)
+            encoded = encode(inputs.student, normalise_unit(translated), inputs.draws)
             losses = images.compared(inputs, Supervised("translated", encoded, images.source_labels, weight))
         return {name: self._settings.weight * loss for name, loss in losses.items()}
 
@@ -98,7 +109,7 @@ class Translated:
         AdapterError when a plug-in returns another shape.
         """
         held, repeated = without_padding(source, labels)
-        translated = self._translate(repeated, images.target, images.pseudo.labels != IGNORE_INDEX)
+        translated = self._translate(repeated, images.target, images.valid)
         if not isinstance(translated, Tensor) or translated.shape != source.shape:
             found = list(translated.shape) if isinstance(translated, Tensor) else type(translated).__name__
             raise AdapterError(

@@ -53,8 +53,10 @@ class RoundProgress:
         """Count one step over `images` images (of this process); flush when a line is due, and raise like it."""
         self.steps += 1
         self._images += images
-        self._names.append([*result.losses, "kept_ratio"])
-        self._rows.append(torch.stack([value.float() for value in (*result.losses.values(), result.kept_ratio)]))
+        kept = {} if result.kept_ratio is None else {"kept_ratio": result.kept_ratio}
+        reported = {**result.losses, **kept}
+        self._names.append(list(reported))
+        self._rows.append(torch.stack([value.float() for value in reported.values()]))
         if time.monotonic() - self._since >= REPORT_SECONDS:
             self.flush()
 
@@ -77,7 +79,7 @@ class RoundProgress:
             for name, value in row.items():
                 found.setdefault(name, []).append(value)
         losses = {name: sum(column) / len(column) for name, column in found.items()}
-        kept_ratio = losses.pop("kept_ratio")
+        kept_ratio = losses.pop("kept_ratio", None)
         self.phase("training", losses=losses, kept_ratio=kept_ratio, images_per_second=rate)
 
     def _check(self, step: int, values: dict[str, float]) -> None:

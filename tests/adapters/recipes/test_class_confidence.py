@@ -9,7 +9,7 @@ from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.networks.training_pass import IGNORE_INDEX
 from adapters.recipes.class_confidence import ClassConfidence
 from adapters.recipes.recipe import Recipe
-from adapters.recipes.self_training import StepImages
+from adapters.recipes.self_training import Answer, StepImages
 from adapters.self_training.pseudo_labels import PseudoLabel
 from tests.adapters.recipes.recipe_steps import CLASSES, batch, inputs_of, network, recipe_of
 from tests.sections import recipe_settings
@@ -40,7 +40,7 @@ def images_of(values: list[np.ndarray]) -> StepImages:
     labels = torch.arange(CLASSES).repeat_interleave(torch.tensor([len(part) for part in values])).view(1, 1, -1)
     trusted = torch.ones_like(labels, dtype=torch.bool)
     pseudo = PseudoLabel(labels, torch.full_like(confidence, 0.3), torch.tensor(0.3), confidence, trusted)
-    return StepImages(torch.zeros(1, 3, 1, labels.shape[-1]), pseudo, None, None)
+    return StepImages(torch.zeros(1, 3, 1, labels.shape[-1]), trusted, Answer(lambda: pseudo), None, None)
 
 
 def expected(values: np.ndarray, quantile: float, threshold: float = 0.968) -> float:

@@ -12,7 +12,6 @@ from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.errors import AdapterError, NetworkMismatch, UnsupportedModel
 from adapters.networks.build import build_network
 from adapters.networks.encoders.dinov2 import build_dinov2, load_dinov2
-from adapters.networks.training_pass import IGNORE_INDEX
 from adapters.recipes.foundation import FoundationDistance, feature_distance
 from adapters.recipes.recipe import Recipe
 from configs.network import Architecture
@@ -83,17 +82,17 @@ def test_the_student_sees_a_masked_image_and_the_frozen_encoder_the_whole_one(di
 
 def test_padding_does_not_count(directory: Path) -> None:
     recipe, step = recipe_of(network(), **on(directory)), batch()
-    images, labels = to_unit(step.target.images), torch.zeros(2, *CROP, dtype=torch.int64)
-    labels[:, :, CROP[1] // 2 :] = IGNORE_INDEX
+    images, known = to_unit(step.target.images), torch.ones(2, *CROP, dtype=torch.bool)
+    known[:, :, CROP[1] // 2 :] = False
     term = term_of(recipe)
     deepest = network().encode(normalise_unit(images))[-1].detach()
-    found = term.distance(deepest, images, labels)
+    found = term.distance(deepest, images, known)
     wanted = term.seen_whole(normalise_unit(images))
     projected = torch.nn.functional.interpolate(term.projection(deepest), (5, 8), mode="bilinear")
     left = feature_distance(projected[..., :4], wanted[..., :4], EVERYWHERE[..., :4])
     torch.testing.assert_close(found, left)
     assert not torch.isclose(found, feature_distance(projected, wanted, EVERYWHERE))
-    assert term.distance(deepest, images, torch.full_like(labels, IGNORE_INDEX)) == 0
+    assert term.distance(deepest, images, torch.zeros_like(known)) == 0
 
 
 @pytest.mark.parametrize("blda", [False, pytest.param(True, marks=pytest.mark.nightly)])

@@ -48,6 +48,27 @@ def test_losses_are_those_of_the_paper() -> None:
         torch.testing.assert_close(losses[name], asked(plain(normalise_unit(images)), labels))
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_images_that_two_losses_share_are_translated_once(monkeypatch: pytest.MonkeyPatch, separate: bool) -> None:
+    """A translation may draw: both losses see the same one. Separate steps have a batch each."""
+    drawn: list[torch.Tensor] = []
+
+    def translate(source: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        drawn.append(torch.rand_like(source))
+        return drawn[-1]
+
+    monkeypatch.setitem(BUILT_IN, "style", lambda inputs: translate)
+    recipe, seen = recipe_of(network(), name="mfm_da", separate_steps=separate), list[torch.Tensor]()
+    recipe.student.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    for number in range(6 if separate else 2):
+        recipe.step(batch(seed=number))
+    assert len(drawn) == (4 if separate else 2)
+    aligned, learnt = [whole[2:] for whole in seen if len(whole) == 4], seen[2::3]
+    for place in range(2):
+        assert torch.equal(aligned[place], normalise_unit(drawn[2 * place if separate else place]))
+        assert torch.equal(learnt[place], normalise_unit(drawn[2 * place + 1 if separate else place]))
+
+
 def test_distance_is_one_minus_cosine_over_channels() -> None:
     level = torch.randn(2, 3, 2, 2)
     assert pyramid_distance([torch.cat([level, 3 * level])]).item() == pytest.approx(0, abs=1e-6)
@@ -65,6 +86,20 @@ def test_each_loss_has_a_step_of_its_own_in_turn() -> None:
         if number == 0:
             assert all(value.grad is None for value in student.decoder.parameters()), "alignment is of maps alone"
     assert seen == [["alignment"], ["source"], ["translated"], ["mfm"], ["alignment"]]
+
+
+def test_the_teacher_answers_only_what_a_loss_reads_and_gradients_are_the_same() -> None:
+    lazy, asked = (recipe_of(network(), name="mfm_da", mfm=True) for _ in range(2))
+    asked._turns = [lambda inputs, images, term=term: (images.pseudo, term(inputs, images))[1] for term in asked._turns]
+    answers, kept = [], []
+    lazy.teacher.network.register_forward_hook(lambda *_: answers.append(lazy.steps))
+    for number in range(4):
+        found, wanted = (recipe.step(batch(seed=number)) for recipe in (lazy, asked))
+        kept.append(found.kept_ratio is not None)
+        assert wanted.kept_ratio is not None and found.losses.keys() == wanted.losses.keys()
+    assert kept == [False, False, False, True] and answers == [4], "MFM alone learns pseudo-labels"
+    for mine, theirs in zip(lazy.student.parameters(), asked.student.parameters(), strict=True):
+        assert mine.grad is not None and theirs.grad is not None and torch.equal(mine.grad, theirs.grad)
 
 
 def test_every_second_turn_of_mfm_has_a_loss_at_interval_two() -> None:

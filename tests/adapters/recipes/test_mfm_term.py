@@ -14,7 +14,7 @@ from adapters.networks.network import SegmentationNetwork
 from adapters.networks.step_rng import StepRng
 from adapters.recipes.build import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
-from adapters.recipes.self_training import StepImages
+from adapters.recipes.self_training import Answer, StepImages
 from adapters.recipes.terms import with_mfm
 from adapters.rounds.optim import build_optimizer
 from adapters.sampling.streams import SourceBatch, TargetBatch
@@ -45,7 +45,8 @@ def step_images(teacher: SegmentationNetwork, *, source: bool = True) -> StepIma
     labels, true = torch.randint(0, CLASSES, (2, 2, *CROP), generator=generator)
     weight, everywhere = torch.rand(2, *CROP, generator=generator), torch.ones(2, *CROP, dtype=torch.bool)
     pseudo = PseudoLabel(labels, weight, torch.tensor(1.0), weight, everywhere)
-    return StepImages(target, pseudo, other if source else None, true if source else None, teacher)
+    answer = Answer(lambda: pseudo)
+    return StepImages(target, everywhere, answer, other if source else None, true if source else None, teacher)
 
 
 def batch() -> StepBatch:

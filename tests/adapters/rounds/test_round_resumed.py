@@ -150,14 +150,16 @@ def test_killed_and_gone_on_is_the_same_as_in_one_go(
 @pytest.mark.timeout(300)
 @pytest.mark.nightly
 def test_a_round_of_a_version_with_a_base_goes_on_the_same(training_state, tmp_path: Path) -> None:
-    settings = training_state.settings(**(sections("dacs", True) | {"network": {"name": NAME}}))
+    terms = {"dida": {"enabled": True}}
+    settings = training_state.settings(**(sections("dacs", True, terms) | {"network": {"name": NAME}}))
     training_state.draw_source()
     training_state.fill_buffer(settings)
     registry = CheckpointRegistry(training_state.layout.checkpoints)
     add_version(registry, settings, tmp_path / "saved", built(settings))
     whole = training_state.spec(settings)
     killed_half_way(whole, 40)
-    assert base_named_in(whole.states.latest() / "student.safetensors") == base_named_in(registry.weights_path(1))
+    for name in ("student", "dida"):
+        assert base_named_in(whole.states.latest() / f"{name}.safetensors") == base_named_in(registry.weights_path(1))
 
 
 @pytest.mark.timeout(300)

@@ -81,6 +81,8 @@ class Observations:
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self._made = False
+        """Whether the tables exist: their writer makes them after the file."""
         if not writable and not path.exists():
             raise StorageError(f"{path}: no observations yet; `mfmd observe` (started by `mfmd run`) creates the file")
         uri = f"{path.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
@@ -121,10 +123,6 @@ class Observations:
         lines = [str(row[0]) for row in self._select("PRAGMA quick_check")]
         return "" if lines == ["ok"] else "; ".join(lines[:3])
 
-    def is_made(self) -> bool:
-        """Return whether the table exists; a kill while the file was created leaves none."""
-        return bool(self._select("SELECT 1 FROM sqlite_master WHERE name = 'observations'"))
-
     def observed(self, released: int | None = None) -> set[int]:
         """Return ids of the observed frames; only those observed with the encoder of version `released`, if given."""
         rows = self._select("SELECT frame FROM observations WHERE released = COALESCE(?, released)", (released,))
@@ -132,7 +130,8 @@ class Observations:
 
     def newest(self) -> int:
         """Return the id of the newest observed frame; 0 without any."""
-        return int(self._select("SELECT COALESCE(MAX(frame), 0) FROM observations")[0][0])
+        rows = self._select("SELECT MAX(frame) FROM observations")
+        return int(rows[0][0] or 0) if rows else 0
 
     def after(self, frame: int) -> list[Observation]:
         """Return the observations of the frames committed after `frame`, in commit order."""
@@ -211,16 +210,19 @@ class Observations:
         if 0 < found < SCHEMA_VERSION and not writable:
             raise StorageError(f"{self.path}: format {found} of an older mfmd; the observer replaces it when it starts")
         if writable:
-            if found < SCHEMA_VERSION:  # derived data: the observer observes every frame again
-                self._connection.execute("DROP TABLE IF EXISTS observations")
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.executescript(SCHEMA)
-            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            # derived data: the observer observes every frame again. One transaction: a reader sees all tables or none
+            older = "DROP TABLE IF EXISTS observations;" if found < SCHEMA_VERSION else ""
+            self._connection.executescript(
+                f"BEGIN IMMEDIATE; {older} {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
 
     def _select(self, statement: str, values: Sequence[int | str | None] = ()) -> list[tuple[Any, ...]]:
+        """Return rows; none while the observer is just creating the file."""
         with self._lock, self._translated():
-            return self._connection.execute(statement, values).fetchall()
+            self._made = self._made or bool(self._connection.execute("PRAGMA user_version").fetchone()[0])
+            return self._connection.execute(statement, values).fetchall() if self._made else []
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -52,7 +52,7 @@ def check_observations(scope: Scope, catalog: Catalog) -> Iterator[Problem]:
     try:
         with Observations.open(path, writable=False) as observations:
             damage = observations.damage()
-            if not damage and observations.is_made():
+            if not damage:
                 observed = observations.observed()
     except NewerRecord as error:
         yield newer(path, error)

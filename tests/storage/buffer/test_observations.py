@@ -84,3 +84,14 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"not a database at all, " * 100)
     with pytest.raises(StorageError, match=r"o\.sqlite"):
         Observations.open(path, writable=True)
+
+
+def test_a_reader_of_a_file_that_is_just_being_created_finds_nothing_yet(tmp_path: Path) -> None:
+    path = tmp_path / "o.sqlite"
+    path.touch()
+    with Observations.open(path, writable=False) as reader:
+        assert (reader.newest(), reader.after(0), reader.observed(), reader.means(3)) == (0, [], set(), None)
+        assert reader.damage() == ""
+        with Observations.open(path, writable=True) as store:
+            store.add([_observation(4)])
+        assert reader.newest() == 4

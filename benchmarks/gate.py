@@ -138,7 +138,7 @@ def policies() -> list[Policy]:
 
     return [
         Policy("with source", "source", gate("source")),
-        Policy("with source, all four votes", "source", gate("source", votes_with_source=4)),
+        Policy("with source, three votes", "source", gate("source", votes_with_source=3)),
         Policy("with source, without memory", "source", gate("source", memory=False)),
         Policy("always", "source", lambda case, number: True),
         Policy("without source", "free", gate("free")),

@@ -27,9 +27,9 @@ class GateAdvanced(Section):
     """Classes with less than this area share under the incumbent cannot vanish."""
     bootstrap: PositiveInt = 1000
     """Bootstrap resamples over bursts of neighbouring images."""
-    votes_with_source: PositiveInt = 3
-    """Votes needed of four when labelled source exists. 3: all but flip consistency, which may be open; 4: all; fewer
-    accept more, stochastic disagreement must be among them."""
+    votes_with_source: PositiveInt = 2
+    """Votes needed of four when labelled source exists. The batch nuclear norm must be among them, and restyled source
+    must not be lost. Fewer accept more."""
     margin_without_labels: Fraction = 0.025
     """Without labelled source the batch nuclear norm must grow by more than this (0-1): rounds that confirm their own
     errors grow it by up to 0.021."""
@@ -105,7 +105,7 @@ class ProbationAdvanced(Section):
 class ProbationSettings(Section):
     """After a promotion: fresh frames are compared, and a version that is worse is rolled back by itself."""
 
-    frames: NotNegativeInt = 32
+    frames: NotNegativeInt = 64
     """Fresh, thinned frames that are compared with the version before (images); 0: no probation. Needs
     `observe.enabled`."""
     advanced: ProbationAdvanced = ProbationAdvanced()

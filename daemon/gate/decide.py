@@ -13,7 +13,7 @@ from daemon.gate.canary import CANARY, canary_vote, odd_canary, undecided
 from daemon.gate.forgetting import costs, forgetting, kept_for_source
 from daemon.gate.shapes import odd_scores, sound_counts
 from daemon.gate.vetoes import agreement, completed, source_class_iou, source_miou, vanished_class, weights_vetoes
-from daemon.gate.votes import DISAGREEMENT, DIVERSITY, STYLED, Vote, Weights, cast_votes, frame_correlation
+from daemon.gate.votes import DIVERSITY, STYLED, Vote, Weights, cast_votes, frame_correlation
 from storage.rounds.records import ImageCounts, ModelScores, RoundScores, RoundSpec
 from storage.rounds.verdict import CandidateRuling, Check, ConditionCost, Verdict
 
@@ -21,8 +21,6 @@ Decision = Literal["accepted", "rejected", "inconclusive"]
 Ruling = tuple[Decision, str, list[Check]]
 GATE = "gate"
 """Name under which the gate moves a ref."""
-NEEDED = (DIVERSITY, DISAGREEMENT, STYLED)
-"""Votes that must be among those won when labelled source exists."""
 
 
 def decide(
@@ -243,24 +241,22 @@ def _failed(checks: Sequence[Check]) -> str:
 
 
 def _count(votes: Sequence[Vote], settings: GateSettings) -> tuple[Decision, str]:
-    """Count votes. With source, `votes_with_source` are needed, `NEEDED` among them; without source, all.
+    """Count votes. With source `votes_with_source` are needed, diversity among them; without source, all.
 
-    With fewer than `NEEDED` only disagreement must be among them. Restyled source may never be lost: a candidate that
-    confirms its own errors is stable and confident, which wins the votes without labels. Only true labels detect it.
+    Restyled source may never be lost: a candidate that confirms its own errors is stable and confident, which wins the
+    votes without labels. Only true labels detect it.
     """
     won = [vote.name for vote in votes if vote.won]
     lost = [vote.name for vote in votes if vote.lost]
     with_labels = any(vote.name == STYLED for vote in votes)
     needed = settings.advanced.votes_with_source if with_labels else len(votes)
     tally = f"{len(won)} of {len(votes)} votes won ({', '.join(won) or 'none'}), {needed} needed"
-    among = NEEDED if needed >= len(NEEDED) else (DISAGREEMENT,)
-    missing = [name for name in among if with_labels and name not in won]
-    if len(won) >= needed and not missing and STYLED not in lost:
+    if len(won) >= needed and DIVERSITY in won and STYLED not in lost:
         return "accepted", tally
     if 2 * len(lost) > len(votes):
         return "rejected", f"worse than the incumbent: lost {', '.join(lost)}"
-    if missing:
-        tally += f", {', '.join(missing)} among them"
+    if with_labels and DIVERSITY not in won:
+        tally += f", {DIVERSITY} among them"
     if STYLED in lost:
         tally += f"; {STYLED} is lost"
     return "inconclusive", tally

@@ -19,9 +19,7 @@ from storage.rounds.verdict import Check
 CHUNK = 128
 """Resamples computed at once; bounds memory for joint statistics with many classes."""
 DIVERSITY = "vote_diversity"
-"""The vote that needs a margin when nothing is labelled."""
-DISAGREEMENT = "vote_disagreement"
-"""The vote that must be among those won when labelled source exists."""
+"""The vote that must always be among those won; it needs a margin when nothing is labelled."""
 STYLED = "vote_styled_source"
 """The vote with true labels: when it is lost, the others do not count."""
 Weights = Sequence[float] | None
@@ -195,7 +193,7 @@ def _frame_pairs(candidate: ModelScores, incumbent: ModelScores, reference: Sequ
     flip = [flip_share(model.flip_consistency) for model in models]
     return [
         _Pair(DIVERSITY, "batch nuclear norm", norm),
-        _Pair(DISAGREEMENT, "error estimated from dropout", error, sign=-1.0),
+        _Pair("vote_disagreement", "error estimated from dropout", error, sign=-1.0),
         _Pair("vote_flip", "flip consistency", flip),
     ]
 

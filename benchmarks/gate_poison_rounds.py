@@ -2,7 +2,8 @@
 
 The daemon adapts to drawn dusk once; each hostile folder starts from a copy of that state. Its frames are dropped, the
 rounds that they start are waited for and further ones are asked for, and the plane answers hidden scenes of dusk and
-day. Baselines of the same run: `--leave-out off` leaves no frame out before a round, `--folders none` drops nothing.
+day. Then day comes back, and dusk, a frame a second: the plane answers hidden scenes of the world that is there, after
+recall. Baselines of the same run: `--leave-out off` leaves no frame out before a round, `--folders none` drops nothing.
 
     python benchmarks/gate_poison_rounds.py --root out/poison --modes free --rounds 3
 """
@@ -10,8 +11,10 @@ day. Baselines of the same run: `--leave-out off` leaves no frame out before a r
 import argparse
 import contextlib
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +26,8 @@ from daemon.control.client import ControlClient
 from daemon.demo.driving import DrivenDaemon, DriveTimeout
 from daemon.demo.scoring import ServedScore, pair_up, score_served
 from daemon.errors import DaemonError
+from storage.buffer.catalog import Catalog
+from storage.buffer.observations import Observations
 
 FRAMES = 64
 NONE = "none"
@@ -33,6 +38,14 @@ ROUND_SECONDS = 300.0
 START_SECONDS = 90.0
 PATIENCE_SECONDS = 45.0
 """Longest wait for a round to start: it waits for the observer, and none starts when all frames are left out."""
+
+
+BACK = ("day", "dusk")
+"""Worlds that come back after the rounds."""
+BACK_FRAMES = 24
+"""Frames of a world that comes back, one a second."""
+SETTLE_SECONDS = 20.0
+"""What a recall has left after the last of them was observed (seconds)."""
 
 
 class Served(NamedTuple):
@@ -52,6 +65,8 @@ class Outcome(NamedTuple):
     after: Served
     verdicts: Counter[str]
     """Verdicts of its rounds by decision; `no round` where none could start."""
+    back: dict[str, tuple[int, float]]
+    """Version and served mIoU (points) on each world of `BACK`, when it is back."""
 
 
 def adapt_to_dusk(root: Path, *, source: bool, leave_out: bool) -> Path:
@@ -74,6 +89,7 @@ def adapt_to_dusk(root: Path, *, source: bool, leave_out: bool) -> Path:
     config = run / "mfmd.yaml"
     values = yaml.safe_load(config.read_text(encoding="utf-8"))
     values["round"]["advanced"] |= {} if leave_out else {"leave_out": []}
+    values["recall"] = {"dwell_seconds": 5.0}
     config.write_text(yaml.safe_dump(values), encoding="utf-8")
     return run
 
@@ -100,7 +116,27 @@ def run_folder(root: Path, name: str, rounds: int, *, source: bool, leave_out: b
                 verdicts["no round"] += 1
                 break
             verdicts[driven.follow_round(number, ROUND_SECONDS).decision] += 1
-        return Outcome(before, _served(driven), verdicts)
+        after = _served(driven)
+        return Outcome(before, after, verdicts, {world: _come_back(driven, root, world) for world in BACK})
+
+
+def _come_back(driven: DrivenDaemon, root: Path, world: str) -> tuple[int, float]:
+    """Let new frames of `world` arrive; return the version that serves then and its mIoU there (points)."""
+    first = FIRST + (2 + BACK.index(world)) * FRAMES
+    for picture in drawn(root / "back" / world, world, first, BACK_FRAMES, labelled=False):
+        driven.drop([picture])
+        time.sleep(1.0)
+    driven.wait_for(lambda: _all_observed(driven) or None, "all frames observed", ROUND_SECONDS)
+    time.sleep(SETTLE_SECONDS)
+    score = score_served(driven, pair_up(driven.config.parent / "test" / world))
+    return score.version, 100.0 * score.miou
+
+
+def _all_observed(driven: DrivenDaemon) -> bool:
+    with closing(Catalog.open(driven.layout.catalog, writable=False)) as catalog:
+        newest = catalog.newest_id()
+    with Observations.open(driven.layout.observations, writable=False) as observations:
+        return observations.newest() >= newest
 
 
 def _started(driven: DrivenDaemon, number: int) -> bool | None:
@@ -129,6 +165,7 @@ def outcomes(root: Path, names: list[str], rounds: int, mode: str, leave_out: st
         verdicts = ", ".join(f"{count} {decision}" for decision, count in sorted(found.verdicts.items()))
         pairs = zip((before.dusk, before.day, before.rarest), (after.dusk, after.day, after.rarest), strict=True)
         cells = [f"{then:.1f} -> {now:.1f}" for then, now in pairs]
+        cells += [f"{miou:.1f} (version {version})" for version, miou in found.back.values()]
         yield "| " + " | ".join([name.replace("_", " "), mode, leave_out, verdicts, *cells]) + " |"
 
 
@@ -141,8 +178,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--folders", nargs="+", choices=[NONE, *FOLDERS], default=[NONE, *FOLDERS])
     options = parser.parse_args()
-    print("| folder | mode | left out before | verdicts | dusk | day | rarest class of dusk |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    back = " | ".join(f"{world}, when it is back" for world in BACK)
+    print(f"| folder | mode | left out before | verdicts | dusk | day | rarest class of dusk | {back} |")
+    print("|---|---|---|---|---|---|---|" + "---|" * len(BACK), flush=True)
     for mode in options.modes:
         for leave_out in options.leave_out:
             for row in outcomes(options.root, options.folders, options.rounds, mode, leave_out):

@@ -105,7 +105,7 @@ class ProbationAdvanced(Section):
 class ProbationSettings(Section):
     """After a promotion: fresh frames are compared, and a version that is worse is rolled back by itself."""
 
-    frames: NotNegativeInt = 64
+    frames: NotNegativeInt = 32
     """Fresh, thinned frames that are compared with the version before (images); 0: no probation. Needs
     `observe.enabled`."""
     advanced: ProbationAdvanced = ProbationAdvanced()

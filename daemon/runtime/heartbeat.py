@@ -43,6 +43,12 @@ def beating(layout: StateLayout, name: str) -> Iterator[Callable[[], None]]:
             path.unlink(missing_ok=True)
 
 
+def remove_beat(layout: StateLayout, name: str) -> None:
+    """Remove the beat of child `name`, which cannot if it is killed. A read-only disk is no further error."""
+    with suppress(OSError):
+        layout.beat_file(name).unlink()
+
+
 def leave_reason(layout: StateLayout, name: str, reason: str) -> None:
     """Leave why this child ends, for `take_reason`. A full disk, or one that is read-only, is no further error."""
     with suppress(OSError):

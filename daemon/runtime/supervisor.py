@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from daemon.errors import describe_error
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.backoff import Backoff
-from daemon.runtime.heartbeat import take_reason
+from daemon.runtime.heartbeat import remove_beat, take_reason
 from daemon.runtime.logs import get_logger
 from daemon.runtime.process_group import ProcessGroup
 from storage.layout import StateLayout
@@ -150,6 +150,7 @@ class _Child:
         if self.group is not None:
             status = self.group.finish(seconds)
             log.info("child_stopped", child=self.spec.name, status=status)
+            remove_beat(self._layout, self.spec.name)
         self.group = None
         self._set(running=False, problem="is stopped", hangs=False, pid=None, next_start=None)
 

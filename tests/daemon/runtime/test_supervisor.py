@@ -146,7 +146,7 @@ def test_stop_ends_all_and_starts_nothing_again(supervise, layout):
     assert not any(children_of(layout))
 
 
-def test_each_child_is_given_its_own_time_to_end(supervise, tmp_path, wait_until):
+def test_each_child_is_given_its_own_time_to_end(supervise, layout, tmp_path, wait_until):
     """One that finishes its work is waited for, though another has been killed long before."""
     log = tmp_path / "log"
     slow = f"open({str(log)!r}, 'a').write('ready\\n'); import time; time.sleep(600)"
@@ -159,9 +159,12 @@ def test_each_child_is_given_its_own_time_to_end(supervise, tmp_path, wait_until
     supervisor.step()
     wait_until(lambda: log.exists() and log.read_text().count("ready") == 2)
     plane, stubborn = (child.group for child in supervisor._children)
+    beat = layout.beat_file("stubborn")
+    beat.touch()
     supervisor.terminate()
     supervisor.finish()
     assert (plane.poll(), stubborn.poll()) == (0, -signal.SIGKILL)
+    assert not beat.exists(), "who is killed cannot remove it"
 
 
 ANSWERS = """

@@ -85,7 +85,7 @@ class ClassConfidenceSettings(Section):
 
 
 class FoundationSettings(Section):
-    """Features of masked target images near those of a frozen DINOv2: a reading of OMUDA's feature level.
+    """Features of masked target images near those of a frozen model: a reading of OMUDA's feature level.
 
     Ou et al., arXiv 2512.12303, of which only the abstract is public; the distance is that of VFM-UDA++ (Englert et
     al., arXiv 2503.10685).
@@ -94,13 +94,14 @@ class FoundationSettings(Section):
     enabled: bool = False
     """Add the term."""
     directory: ConfigPath | None = None
-    """Local directory of a DINOv2 in Hugging Face format (config.json and safetensors), of any size."""
+    """Local directory of a DINOv2, with registers or without, or a DINOv3 ViT, of any size: Hugging Face format
+    (config.json and safetensors)."""
     weight: Positive = 0.1
     """Weight of the distance on target images."""
     source_weight: NotNegative = 0.1
     """Weight of the distance on whole source images, from the pass that learns their labels (VFM-UDA++); 0 is off."""
     tokens: PositiveInt = 29
-    """Tokens on the shorter side of the image that the frozen encoder sees: 29 of 14 pixels, an image of 406."""
+    """Tokens on the shorter side of the image that the frozen model sees: 29 of 14 pixels, an image of 406."""
     block: Fraction = 0.0625
     """Side of a masked block as a share of the shorter crop side."""
     ratio: Fraction = 0.5
@@ -109,7 +110,7 @@ class FoundationSettings(Section):
     @model_validator(mode="after")
     def _has_an_encoder(self) -> Self:
         if self.enabled and self.directory is None:
-            raise ValueError("directory: name that of a DINOv2 in Hugging Face format, or set enabled to false")
+            raise ValueError("directory: name that of a model in Hugging Face format, or set enabled to false")
         return self
 
 

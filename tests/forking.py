@@ -11,8 +11,8 @@ import sys
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = (
     *("tests.faults.world", "av", "tests.adapters.rounds.forked_rounds", "adapters.rounds.run"),
-    *("adapters.networks.encoders.mit", "adapters.recipes.foundation", "torch._dynamo"),
-    "adapters.networks.multi_resolution",
+    *("adapters.networks.encoders.mit", "adapters.networks.encoders.dinov2", "adapters.recipes.foundation"),
+    *("torch._dynamo", "adapters.networks.multi_resolution"),
 )
 """Loaded before the first fork; a job of a test lies in one of them, or its process loads the test's own imports."""
 CONTEXT.set_forkserver_preload(list(PRELOADED))

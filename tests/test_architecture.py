@@ -197,13 +197,14 @@ def test_the_adapters_package_itself_imports_no_torch() -> None:
     _run("import sys, adapters, adapters.errors\nassert 'torch' not in sys.modules")
 
 
-def test_only_encoders_that_are_built_of_it_import_transformers_on_load() -> None:
+def test_only_models_that_are_built_of_it_import_transformers_on_load() -> None:
     """It takes 2.8 s and 120 MB in each process (decision 0020)."""
     loading = {(name, imported) for name in SOURCES for _, imported in _imports_on_load(_tree(name))}
-    encoders = {f"adapters.networks.encoders.{encoder}" for encoder in ("dinov2", "dinov3", "mit")}
+    models = {f"adapters.networks.{name}" for name in ("encoders.dinov2", "encoders.dinov3", "encoders.mit")}
+    models.add("adapters.networks.foundation_model")
     of_them = {name for name, imported in loading if imported.startswith("transformers")}
-    assert of_them == {f"{encoder.replace('.', '/')}.py" for encoder in encoders}
-    assert {name for name, imported in loading if imported in encoders} == {"adapters/recipes/foundation.py"}
+    assert of_them == {f"{model.replace('.', '/')}.py" for model in models}
+    assert {name for name, imported in loading if imported in models} == {"adapters/recipes/foundation.py"}
     assert "adapters.recipes.foundation" not in {imported for _, imported in loading}, "a term that few rounds have"
 
 

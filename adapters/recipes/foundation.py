@@ -1,4 +1,4 @@
-"""Foundation distance: features of masked target images stay near those that a frozen DINOv2 has of the whole images.
+"""Foundation distance: features of masked target images stay near those that a frozen model has of them whole.
 
 A reading of OMUDA's feature level (Ou et al., arXiv 2512.12303), of which only the abstract is public:
 "feature-distillation masking transfers knowledge from pre-trained models". Distance and constants are those of
@@ -9,13 +9,12 @@ VFM-UDA++, the source images have the same distance, whole, from the pass that l
 from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.augmentation.augment import normalise_unit, strong_augment
 from adapters.errors import AdapterError
-from adapters.networks.encoders.dinov2 import PATCH, DinoV2Encoder, load_dinov2
+from adapters.networks.foundation_model import FoundationModel, load_foundation_model
 from adapters.networks.initialisation import LayerNorm2d
 from adapters.networks.training_pass import IGNORE_INDEX
 from adapters.recipes.recipe import RecipeInputs
@@ -39,18 +38,18 @@ class FoundationDistance(TermModule):
     def __init__(self, inputs: RecipeInputs[SelfTrainingSettings]) -> None:
         """Build it on the student's device.
 
-        Raises UnsupportedModel or NetworkMismatch when the directory does not hold a DINOv2.
+        Raises UnsupportedModel or NetworkMismatch when the directory holds none of `KINDS`.
         """
         super().__init__()
         self._settings = settings = inputs.recipe.advanced.foundation
         assert settings.directory is not None  # a check of the settings
         try:
-            frozen = load_dinov2(settings.directory)
+            frozen = load_foundation_model(settings.directory)
         except AdapterError as error:
             raise type(error)(f"recipe.advanced.foundation.directory: {error}") from error
-        frozen.requires_grad_(False).eval().to(inputs.accelerator.device)
-        self._frozen: tuple[DinoV2Encoder] = (frozen,)  # in a tuple it is no part of this module, which is saved
-        mine, theirs = inputs.student.feature_channels[-1], frozen.feature_channels[-1]
+        frozen.to(inputs.accelerator.device)
+        self._frozen: tuple[FoundationModel] = (frozen,)  # in a tuple it is no part of this module, which is saved
+        mine, theirs = inputs.student.feature_channels[-1], frozen.width
         self.projection = nn.Sequential(
             nn.Conv2d(mine, WIDENING * mine, 1),
             LayerNorm2d(WIDENING * mine),
@@ -93,24 +92,11 @@ class FoundationDistance(TermModule):
         `images` are in [0, 1]. A token counts when at least half of its pixels are `known`, bool [B, H, W]: the rest is
         padding, or unlabelled source; ours.
         """
-        wanted = self.seen_whole(normalise_unit(images))
+        wanted = self._frozen[0](normalise_unit(images), self._settings.tokens)
         size = wanted.shape[-2:]
         projected = F.interpolate(self.projection(deepest), size, mode="bilinear", align_corners=False)
         counted = F.interpolate(known.float().unsqueeze(1), size, mode="area").squeeze(1) >= 0.5
         return feature_distance(projected.float(), wanted.float(), counted)
-
-    @torch.no_grad()
-    def seen_whole(self, images: Tensor) -> Tensor:
-        """Return the frozen encoder's tokens of normalised `images` [B, 3, H, W], [B, C, rows, columns].
-
-        The shorter side has `tokens` of them.
-        """
-        height, width = images.shape[-2:]
-        scale = PATCH * self._settings.tokens / min(height, width)
-        size = [max(PATCH, round(scale * side)) for side in (height, width)]
-        resized = F.interpolate(images, size, mode="bilinear", align_corners=False)
-        tokens: Tensor = self._frozen[0](resized)[-1]
-        return tokens
 
 
 def feature_distance(one: Tensor, other: Tensor, counted: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ head, which is Masked Feature Modeling's one-map path; the same map with more to
 position code is resized (bicubically) to the number of patches.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from torch import Tensor
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 
-from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.networks.encoders.vit import Density, PlainVit, Tokens
-from adapters.networks.hf_directory import build_model, load_directory
+from adapters.networks.hf_directory import build_model
 
 PATCH = 14
 """Side of a patch (pixels that the transformer sees)."""
@@ -82,30 +80,3 @@ def build_dinov2(name: str, pretrained: Path | None, *, pyramid: bool, dense: bo
     config = Dinov2Config(**{**_COMMON, **DINOV2_SPECS[name]})
     model = build_model(Dinov2Model, config, pretrained, _ARCHITECTURE)
     return DinoV2Encoder(model, pyramid=pyramid, dense=dense)
-
-
-def load_dinov2(directory: Path) -> DinoV2Encoder:
-    """Load the DINOv2 of any size that a local `directory` holds in Hugging Face format, as one map of stride 14.
-
-    Raises UnsupportedModel when the directory or its weights cannot be read, NetworkMismatch when it holds another
-    model.
-    """
-    path = directory / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found = values["model_type"]
-    except OSError as error:
-        raise UnsupportedModel(f"{path}: cannot be read ({error.strerror}); give a Hugging Face directory") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnsupportedModel(f"{path}: is no configuration of a Hugging Face model; download it again") from error
-    if found != "dinov2":
-        raise NetworkMismatch(
-            f"{directory} holds a model of type {found!r}, not 'dinov2'; give the directory of a DINOv2"
-        )
-    try:
-        config = Dinov2Config.from_dict(values)
-    except Exception as error:  # whatever transformers raises for a field that no model has
-        raise UnsupportedModel(f"{path}: {' '.join(str(error).split())}; download it again") from error
-    if config.patch_size != PATCH:
-        raise NetworkMismatch(f"{directory} has patches of {config.patch_size} pixels, DINOv2 has {PATCH}")
-    return DinoV2Encoder(load_directory(Dinov2Model, config, directory), pyramid=False)

@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import AutoModel, Dinov2WithRegistersConfig, DINOv3ViTConfig
 
 from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.errors import AdapterError, NetworkMismatch, UnsupportedModel
 from adapters.networks.build import build_network
-from adapters.networks.encoders.dinov2 import build_dinov2, load_dinov2
+from adapters.networks.encoders.dinov2 import build_dinov2
+from adapters.networks.foundation_model import load_foundation_model
 from adapters.recipes.foundation import FoundationDistance, feature_distance
 from adapters.recipes.recipe import Recipe
 from configs.network import Architecture
@@ -27,6 +30,14 @@ def directory(tmp_path: Path) -> Path:
     torch.manual_seed(5)
     build_dinov2("dinov2_tiny", None, pyramid=False).model.save_pretrained(tmp_path / "dinov2")
     return tmp_path / "dinov2"
+
+
+def tokens_of(directory: Path, images: torch.Tensor, patch: int = 14, registers: int = 0) -> torch.Tensor:
+    """The tokens that transformers gives for images of whole patches, [B, C, rows, columns]."""
+    with torch.no_grad():
+        hidden = AutoModel.from_pretrained(directory).eval()(images).last_hidden_state[:, 1 + registers :]
+    rows, columns = (side // patch for side in images.shape[-2:])
+    return hidden.transpose(1, 2).reshape(len(images), -1, rows, columns)
 
 
 def on(directory: Path, **values: object) -> dict:
@@ -72,12 +83,35 @@ def test_the_student_sees_a_masked_image_and_the_frozen_encoder_the_whole_one(di
     hidden = (seen[-1] == 0).all(1)
     assert list(losses) == ["source", "mix", "foundation"] and 0.3 < hidden.float().mean() < 0.7
     assert torch.equal(seen[-1].masked_fill(hidden.unsqueeze(1), 0), clean.masked_fill(hidden.unsqueeze(1), 0))
-    resized = torch.nn.functional.interpolate(clean, (70, 105), mode="bilinear", align_corners=False)
-    wanted = load_dinov2(directory).eval()(resized)[-1]
+    resized = torch.nn.functional.interpolate(clean, (70, 112), mode="bilinear", align_corners=False)
+    wanted = tokens_of(directory, resized)
     assert wanted.shape == (2, 96, 5, 8)
     projected = term.projection(network().encode(seen[-1])[-1])
     projected = torch.nn.functional.interpolate(projected, (5, 8), mode="bilinear", align_corners=False)
     torch.testing.assert_close(losses["foundation"], 0.1 * feature_distance(projected, wanted, EVERYWHERE).detach())
+
+
+TINY = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "patch"),
+    [
+        (Dinov2WithRegistersConfig(**TINY, image_size=112, patch_size=14, num_register_tokens=3), 14),
+        (DINOv3ViTConfig(**TINY, patch_size=16, num_register_tokens=3), 16),
+    ],
+    ids=["dinov2_with_registers", "dinov3_vit"],
+)
+def test_models_with_registers_give_the_tokens_of_patches(config: Any, patch: int, tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    images = torch.randn(2, 3, 5 * patch, 8 * patch)
+    wanted = tokens_of(tmp_path, images, patch, registers=3)
+    assert torch.equal(load_foundation_model(tmp_path)(images, 5), wanted)
+    recipe = recipe_of(network(), **on(tmp_path))
+    losses = recipe.step(batch()).losses
+    assert losses["foundation"] > 0 and losses["foundation_source"] > 0
+    assert recipe.modules()["foundation"].projection[-1].out_channels == 24
 
 
 def test_padding_does_not_count(directory: Path) -> None:
@@ -87,7 +121,7 @@ def test_padding_does_not_count(directory: Path) -> None:
     term = term_of(recipe)
     deepest = network().encode(normalise_unit(images))[-1].detach()
     found = term.distance(deepest, images, known)
-    wanted = term.seen_whole(normalise_unit(images))
+    wanted = term._frozen[0](normalise_unit(images), 5)
     projected = torch.nn.functional.interpolate(term.projection(deepest), (5, 8), mode="bilinear")
     left = feature_distance(projected[..., :4], wanted[..., :4], EVERYWHERE[..., :4])
     torch.testing.assert_close(found, left)
@@ -107,7 +141,7 @@ def test_the_source_has_the_same_distance_from_its_own_pass(directory: Path, bld
     assert len(seen) == 3 and torch.equal(seen[0], source), "no pass is added for it"
     projected = term.projection(network().encode(source)[-1])
     projected = torch.nn.functional.interpolate(projected, (5, 8), mode="bilinear", align_corners=False)
-    wanted = 0.3 * feature_distance(projected, term.seen_whole(source), EVERYWHERE)
+    wanted = 0.3 * feature_distance(projected, term._frozen[0](source, 5), EVERYWHERE)
     torch.testing.assert_close(losses["foundation_source"], wanted.detach())
 
 
@@ -137,14 +171,15 @@ def test_projection_and_encoder_learn_and_the_frozen_encoder_is_neither_trained_
 
 
 def test_a_directory_that_is_none_of_a_dinov2_is_refused_by_name(directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="name that of a DINOv2"):
+    with pytest.raises(ValidationError, match="name that of a model in"):
         recipe_settings(foundation={"enabled": True})
     with pytest.raises(UnsupportedModel, match=r"foundation.directory: .*nowhere/config.json: cannot be read"):
         recipe_of(network(), **on(tmp_path / "nowhere"))
     config = json.loads((directory / "config.json").read_text())
     for change, error, message in (
         ({"model_type": "segformer"}, NetworkMismatch, "of type 'segformer'"),
-        ({"patch_size": 16}, NetworkMismatch, "patches of 16 pixels"),
+        ({"patch_size": 16}, NetworkMismatch, "projection.weight has shape"),
+        ({"patch_size": [14, 14]}, NetworkMismatch, "one number is needed"),
         ({"hidden_size": 48}, AdapterError, "config.json"),
         ({"hidden_size": "96"}, UnsupportedModel, "config.json: .*hidden_size"),
         ({"num_hidden_layers": 0}, UnsupportedModel, "config.json: "),

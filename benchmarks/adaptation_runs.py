@@ -64,20 +64,18 @@ class Run:
         return settings_of(self.begins, self.data, self.work, start_state(self), *layers)
 
     def key(self) -> str:
-        """Return a key that two runs share only if everything that determines their results is equal."""
-        part = digested(self.settings(), LEARNING)
+        """Return a key that two runs share only if every setting that determines their results is equal.
+
+        Defaults are in it: with those of a later mfmd it is another run.
+        """
+        part = self.settings().model_dump(mode="json", include=LEARNING)
         return digest_of(json.dumps([self.start, self.arm, part], sort_keys=True).encode())[:16]
-
-
-def digested(settings: Settings, sections: set[str]) -> dict[str, Any]:
-    """Return the non-default values in `sections`, so that a setting added later keeps earlier results valid."""
-    return settings.model_dump(mode="json", include=sections, exclude_defaults=True)
 
 
 def start_state(run: Run) -> Path:
     """Return the state directory of a run's source model; it depends on the settings."""
     settings = settings_of(run.begins, run.data, run.work, run.work, run.extra)
-    part = digested(settings, {"network", "pretrain", "buffer"})
+    part = settings.model_dump(mode="json", include={"network", "pretrain", "buffer"})
     return run.work / "starts" / f"{run.start}-{digest_of(json.dumps(part, sort_keys=True).encode())[:8]}"
 
 
@@ -109,7 +107,7 @@ def execute(run: Run) -> dict[str, Any]:
         "arm": run.arm,
         "seed": run.seed,
         "extra": dict(run.extra),
-        "settings": digested(settings, LEARNING),
+        "settings": settings.model_dump(mode="json", include=LEARNING, exclude_defaults=True),
         "curve": curve,
         "train_seconds": adapted.seconds,
         **_final("candidate", run, settings, adapted.candidate),

@@ -14,20 +14,17 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 from gate_poison_folders import FOLDERS, hostile
-from gate_worlds import drawn, world_folder
+from gate_worlds import drawn, wait_until_observed, world_folder
 
 from daemon.control.client import ControlClient
 from daemon.demo.driving import DrivenDaemon, DriveTimeout
 from daemon.demo.scoring import ServedScore, pair_up, score_served
 from daemon.errors import DaemonError
-from storage.buffer.catalog import Catalog
-from storage.buffer.observations import Observations
 
 FRAMES = 64
 NONE = "none"
@@ -126,17 +123,10 @@ def _come_back(driven: DrivenDaemon, root: Path, world: str) -> tuple[int, float
     for picture in drawn(root / "back" / world, world, first, BACK_FRAMES, labelled=False):
         driven.drop([picture])
         time.sleep(1.0)
-    driven.wait_for(lambda: _all_observed(driven) or None, "all frames observed", ROUND_SECONDS)
+    wait_until_observed(driven, ROUND_SECONDS)
     time.sleep(SETTLE_SECONDS)
     score = score_served(driven, pair_up(driven.config.parent / "test" / world))
     return score.version, 100.0 * score.miou
-
-
-def _all_observed(driven: DrivenDaemon) -> bool:
-    with closing(Catalog.open(driven.layout.catalog, writable=False)) as catalog:
-        newest = catalog.newest_id()
-    with Observations.open(driven.layout.observations, writable=False) as observations:
-        return observations.newest() >= newest
 
 
 def _started(driven: DrivenDaemon, number: int) -> bool | None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gate_worlds import drawn, world_folder
+from gate_worlds import drawn, wait_until_observed, world_folder
 
 from daemon.demo.driving import DrivenDaemon
 
@@ -55,6 +55,7 @@ def run(root: Path, *, source: bool, recall: bool, count: int, seconds: int) -> 
         if not source:  # the first frames are the reference, and the released version is best there
             driven.drop(drawn(root / "first", "day", FIRST - 1000, 40, labelled=False))
             driven.wait_until_committed(40, ROUND_SECONDS)
+            wait_until_observed(driven, ROUND_SECONDS)
         driven.drop(drawn(root / "dusk", "dusk", FIRST - 2000, 64, labelled=False))
         driven.follow_round(1, ROUND_SECONDS)
         driven.wait_until_serving(2, 60.0)

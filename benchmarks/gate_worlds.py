@@ -6,6 +6,7 @@ The demo draws day and dusk; fog and night are made from them here. Labels of th
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import yaml
 from adapters.rounds.source_training import pretrain
 from configs.settings import Settings
 from daemon.demo.conditions import DAY, DUSK, Condition
-from daemon.demo.driving import read_plain_settings
+from daemon.demo.driving import DrivenDaemon, read_plain_settings
 from daemon.demo.story import draw_all
 from daemon.gate.moves import release
+from storage.buffer.catalog import Catalog
+from storage.buffer.observations import Observations
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 
@@ -90,3 +93,15 @@ def stream(folder: Path, order: Sequence[str], frames: int, first: int = 0) -> l
         (world, drawn(folder / f"{place:02d}", world, STREAM_FIRST + first + place * frames, frames, labelled=False))
         for place, world in enumerate(order)
     ]
+
+
+def wait_until_observed(driven: DrivenDaemon, seconds: float) -> None:
+    """Wait until the observer has seen the newest committed frame; a round that starts earlier keeps it waiting."""
+
+    def observed() -> bool | None:
+        with closing(Catalog.open(driven.layout.catalog, writable=False)) as catalog:
+            newest = catalog.newest_id()
+        with Observations.open(driven.layout.observations, writable=False) as observations:
+            return observations.newest() >= newest or None
+
+    driven.wait_for(observed, "all frames observed", seconds)

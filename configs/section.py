@@ -66,6 +66,7 @@ ConfigPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_relati
 StatePath = Annotated[ConfigPath, AfterValidator(_without_links), AfterValidator(_text)]
 """A path that the process holds open, so it stays with the folder that it had at the start."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+ProperFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Seconds = Annotated[float, Field(ge=0.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0.0)]

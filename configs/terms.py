@@ -5,7 +5,7 @@ from typing import Annotated, Final, Self
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from configs.plugins import TRANSLATIONS, checked_name
-from configs.section import ConfigPath, Fraction, NotNegative, Positive, PositiveInt, Section
+from configs.section import ConfigPath, Fraction, NotNegative, Positive, PositiveInt, ProperFraction, Section
 
 
 class ComplementarySettings(Section):
@@ -19,7 +19,7 @@ class ComplementarySettings(Section):
     """Weight of the mean squared difference of the two views' logits, inside the term."""
     block: Fraction = 0.0625
     """Side of a block as a share of the shorter crop side: 64 of 1024."""
-    ratio: Fraction = 0.5
+    ratio: ProperFraction = 0.5
     """Probability that a block is masked in the first view; the second view masks the other blocks. 0.1 / 0.3 / 0.5:
     72.0 / 75.4 / 76.7 mIoU in the paper (SYNTHIA to Cityscapes)."""
     by_region: bool = False
@@ -46,9 +46,9 @@ class BldaSettings(Section):
     """Batches over which the momentum rises from 0."""
     class_share: Fraction = 500 / (2 * 512**2)
     """A class moves its mixtures when it has this share of the batch's pixels: 500 of two crops of 512x512."""
-    trim: Fraction = 0.01
+    trim: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.01
     """Quantiles below this and above 1 minus this are treated as this: the tails of a mixture are poorly known."""
-    stride: PositiveInt = 4
+    stride: Annotated[int, Field(ge=1, le=16)] = 4
     """Rows and columns of the pixels that the mixtures are fitted to: every one in so many."""
 
 
@@ -99,7 +99,8 @@ class FoundationSettings(Section):
     weight: Positive = 0.1
     """Weight of the distance on target images."""
     source_weight: NotNegative = 0.1
-    """Weight of the distance on whole source images, from the pass that learns their labels (VFM-UDA++); 0 is off."""
+    """Weight of the distance on whole source images (VFM-UDA++); 0 is off. It shares the pass that learns their labels
+    (ours)."""
     tokens: PositiveInt = 29
     """Tokens on the shorter side of the image that the frozen model sees: 29 of 14 pixels, an image of 406."""
     block: Fraction = 0.0625
@@ -182,6 +183,14 @@ class TranslationSettings(Section):
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """What a plug-in reads as `inputs.recipe.advanced.translation.options`."""
 
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        if self.enabled and self.weight == self.alignment_weight == 0.0:
+            raise ValueError("weight, alignment_weight: both are 0; set one of them, or set enabled to false")
+        if self.options and self.translate in BUILT_IN_TRANSLATIONS:
+            raise ValueError(f"options: {self.translate!r} reads none, only a plug-in does; remove them")
+        return self
+
 
 class OmudaComplementary(ComplementarySettings):
     """Complementary masks as recipe omuda has them: on, and by region."""
@@ -206,3 +215,9 @@ class MfmDaTranslation(TranslationSettings):
     """Translation as recipe mfm_da has it: on."""
 
     enabled: bool = True
+
+    @model_validator(mode="after")
+    def _is_on(self) -> Self:
+        if not self.enabled:
+            raise ValueError("enabled: mfm_da adapts by translation alone; set it to true, or take recipe.name dacs")
+        return self

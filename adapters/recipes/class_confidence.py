@@ -42,12 +42,13 @@ class ClassConfidence(TermModule):
         self.to(inputs.accelerator.device)
 
     def prepare(self, inputs: RecipeInputs[Any], images: StepImages) -> StepImages:
-        """Return the batch with the weights of this term, after the teacher's answer has been counted."""
-        self._count(images.pseudo)
-        labels, trusted = images.pseudo.labels, images.pseudo.trusted
-        weight = self.class_weights()[labels.masked_fill(labels == IGNORE_INDEX, 0)] * trusted
-        weighed = replace(images.pseudo, weight=weight)
-        return replace(images, answer=Answer(lambda: weighed))
+        """Return the batch with the weights of this term; the answer is counted when a term first reads it."""
+        return replace(images, answer=Answer(lambda: self._weighed(images.pseudo)))
+
+    def _weighed(self, pseudo: PseudoLabel) -> PseudoLabel:
+        self._count(pseudo)
+        weight = self.class_weights()[pseudo.labels.masked_fill(pseudo.labels == IGNORE_INDEX, 0)] * pseudo.trusted
+        return replace(pseudo, weight=weight)
 
     @torch.no_grad()
     def _count(self, pseudo: PseudoLabel) -> None:

@@ -2,8 +2,9 @@
 
 A reading of OMUDA's feature level (Ou et al., arXiv 2512.12303), of which only the abstract is public:
 "feature-distillation masking transfers knowledge from pre-trained models". Distance and constants are those of
-VFM-UDA++ (Englert et al., arXiv 2503.10685), which shows the student whole images; masks are those of MaskTwins. As in
-VFM-UDA++, the source images have the same distance, whole, from the pass that learns their labels.
+VFM-UDA++ (Englert et al., arXiv 2503.10685), masks are those of MaskTwins. VFM-UDA++ shows the student whole images,
+target and source in a pass each, lightly jittered. Here the target is jittered and blurred as the mix is, and the
+distance of the source shares the pass that learns its labels; both are ours.
 """
 
 from dataclasses import replace

@@ -31,8 +31,9 @@ def confidences(seed: int = 0) -> list[np.ndarray]:
     return [(np.floor(values * 1000) + 0.5) / 1000 for values in drawn]
 
 
-def prepared(found: ClassConfidence, images: StepImages) -> StepImages:
-    return found.prepare(inputs_of(network()), images)
+def weighed(found: ClassConfidence, images: StepImages) -> PseudoLabel:
+    """The pseudo-label as the terms of a step read it."""
+    return found.prepare(inputs_of(network()), images).pseudo
 
 
 def images_of(values: list[np.ndarray]) -> StepImages:
@@ -55,7 +56,7 @@ def expected(values: np.ndarray, quantile: float, threshold: float = 0.968) -> f
 @pytest.mark.parametrize("quantile", [0.25, 0.5, 0.8])
 def test_the_weight_of_a_class_is_the_share_of_its_pixels_that_are_confident_for_it(quantile: float) -> None:
     found, values = term(quantile), confidences()
-    pseudo = prepared(found, images_of(values)).pseudo
+    pseudo = weighed(found, images_of(values))
     wanted = [expected(part, quantile) for part in values]
     torch.testing.assert_close(found.class_weights(), torch.tensor(wanted), rtol=1e-5, atol=1e-6)
     assert wanted[0] > wanted[1] >= 1 - quantile and wanted[3] == 0.0
@@ -66,14 +67,14 @@ def test_the_weight_of_a_class_is_the_share_of_its_pixels_that_are_confident_for
 def test_at_quantile_0_every_pixel_counts_and_at_1_only_the_threshold_does() -> None:
     for quantile, wanted in ((0.0, [1.0, 1.0, 1.0, 0.0]), (1.0, [expected(part, 1.0) for part in confidences()])):
         found = term(quantile)
-        prepared(found, images_of(confidences()))
+        weighed(found, images_of(confidences()))
         torch.testing.assert_close(found.class_weights(), torch.tensor(wanted), rtol=1e-5, atol=1e-6)
 
 
 def test_histograms_follow_with_momentum() -> None:
     found = term(momentum=0.5)
     for seed in range(2):
-        prepared(found, images_of(confidences(seed)))
+        weighed(found, images_of(confidences(seed)))
     counts = [np.bincount(np.floor(part * 1000).astype(int), minlength=1001) for part in confidences(0)]
     later = [np.bincount(np.floor(part * 1000).astype(int), minlength=1001) for part in confidences(1)]
     np.testing.assert_allclose(found.histogram, 0.5 * np.array(counts) + np.array(later))
@@ -83,7 +84,7 @@ def test_padding_is_not_counted_and_margins_are_counted_and_weigh_nothing() -> N
     found, images = term(), images_of(confidences())
     images.pseudo.labels[..., :100] = IGNORE_INDEX
     images.pseudo.trusted[..., :200] = False
-    pseudo = prepared(found, images).pseudo
+    pseudo = weighed(found, images)
     assert found.histogram.sum() == sum(COUNTS) - 100
     assert pseudo.weight[..., :200].eq(0).all() and pseudo.weight[..., 200:].gt(0).all()
 

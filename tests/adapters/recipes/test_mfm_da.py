@@ -88,6 +88,14 @@ def test_each_loss_has_a_step_of_its_own_in_turn() -> None:
     assert seen == [["alignment"], ["source"], ["translated"], ["mfm"], ["alignment"]]
 
 
+def test_weights_by_class_do_not_make_the_teacher_answer() -> None:
+    recipe, answers = recipe_of(network(), name="mfm_da", mfm=True, class_confidence={"enabled": True}), []
+    recipe.teacher.network.register_forward_hook(lambda *_: answers.append(recipe.steps))
+    for number in range(4):
+        recipe.step(batch(seed=number))
+    assert answers == [4], "MFM alone learns pseudo-labels"
+
+
 def test_the_teacher_answers_only_what_a_loss_reads_and_gradients_are_the_same() -> None:
     lazy, asked = (recipe_of(network(), name="mfm_da", mfm=True) for _ in range(2))
     asked._turns = [lambda inputs, images, term=term: (images.pseudo, term(inputs, images))[1] for term in asked._turns]

@@ -223,7 +223,8 @@ class MfmDaAdvanced(SelfTrainingAdvanced):
     """Rarely changed settings of the recipe."""
 
     target_images: PositiveInt = 10
-    """A round needs so many target images to train on, beside the held-out ones: as many as the paper has."""
+    """A round needs so many target images to train on, beside the held-out ones: as many as the paper has. At most
+    `buffer.capacity_frames`."""
     separate_steps: bool = True
     class_bce: MfmDaClassBce = MfmDaClassBce()
     translation: MfmDaTranslation = MfmDaTranslation()

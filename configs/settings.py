@@ -153,6 +153,16 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_buffer_holds_what_a_round_needs(self) -> Self:
+        needed, capacity = self.recipe.least_frames(), self.buffer.capacity_frames
+        if needed > capacity:
+            raise ValueError(
+                f"recipe.advanced.target_images: a round would need {needed} frames to train on, and the buffer holds "
+                f"{capacity} (buffer.capacity_frames); lower the one, or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _nested_are_classes(self) -> Self:
         recipe, names = self.recipe, [entry.name for entry in self.classes]
         pairs = recipe.advanced.class_bce.nested if isinstance(recipe, SelfTrainingSettings) else ()

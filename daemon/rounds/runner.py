@@ -239,9 +239,11 @@ def check_frames(
         raise NotEnoughFrames(f"{len(frames)} frames {what}, schedule.min_frames is {least}{why}; drop more images")
     trained, needed = sum(not frame.holdout for frame in frames), settings.recipe.least_frames()
     if 0 < trained < needed:
+        held, capacity = len(frames) - trained, settings.buffer.capacity_frames
+        room = f"set buffer.capacity_frames ({capacity}) to {held + needed} or more, and " * (held + needed > capacity)
         raise NotEnoughFrames(
-            f"{trained} frames to train on, beside {len(frames) - trained} held-out ones, and recipe.name "
-            f"{settings.recipe.name} needs {needed} (recipe.advanced.target_images){why}; drop more images"
+            f"{trained} frames to train on, beside {held} held-out ones, and recipe.name {settings.recipe.name} needs "
+            f"{needed} (recipe.advanced.target_images){why}; {room}drop more images"
         )
     if trained == 0:
         raise NotEnoughFrames(f"every frame is held out (buffer.holdout_fraction){why}; drop more images")

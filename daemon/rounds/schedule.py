@@ -106,19 +106,21 @@ class NextRound(ActivityPart):
 def due(now: float, state: ScheduleState, settings: Settings) -> tuple[Trigger | None, NextRound]:
     """Return why a round starts at `now` (Unix, seconds), None when it does not; and what the next one waits for.
 
-    It needs a serving version, `schedule.min_frames` frames and `gate.advanced.min_holdout` held-out ones, because
-    otherwise the gate could not accept anything. Then enough new frames start it: `schedule.new_frames`, or, when
-    none came for `QUIET_SECONDS`, as many as the buffer held before, at least `schedule.min_frames`; a small folder
-    gets its rounds too. Or a drift alarm with `schedule.min_frames` new frames, or the interval with one new frame
-    does. What may hold it then is `Held`. A round that ended in the future ended under a clock that was set back since:
-    it delays nothing.
+    It needs a serving version, `schedule.min_frames` frames, `gate.advanced.min_holdout` held-out ones, because
+    otherwise the gate could not accept anything, and as many to train on as the recipe needs. Then enough new frames
+    start it: `schedule.new_frames`, or, when none came for `QUIET_SECONDS`, as many as the buffer held before, at least
+    `schedule.min_frames`; a small folder gets its rounds too. Or a drift alarm with `schedule.min_frames` new frames,
+    or the interval with one new frame does. What may hold it then is `Held`. A round that ended in the future ended
+    under a clock that was set back since: it delays nothing.
     """
     schedule = settings.schedule
-    missing = max(schedule.new_frames - state.new_frames, schedule.min_frames - state.frames, 0)
     ended = state.last_ended if state.last_ended is not None and state.last_ended <= now else None
     not_before = ended + RETRIES.delay(state.failures) if state.failures and ended is not None else None
-    trigger, waiting_for = _trigger(now, ended, state, settings), _obstacle(state, settings)
+    trigger = _trigger(now, ended, state, settings)
     effort = effort_of(trigger, state, settings)
+    few = _few_to_train(state, settings, effort)
+    missing = max(schedule.new_frames - state.new_frames, schedule.min_frames - state.frames, few, 0)
+    waiting_for = _obstacle(state, settings, few)
     held, why = ("none", "") if waiting_for else _hold(now, not_before, trigger, effort, state, settings)
     if state.paused:
         held, why = "paused", f"`mfmd resume`: {state.paused}"
@@ -186,8 +188,17 @@ def _trigger(now: float, ended: float | None, state: ScheduleState, settings: Se
     return "interval" if passed else None
 
 
-def _obstacle(state: ScheduleState, settings: Settings) -> str:
-    """Return what makes every round impossible, or the setting that starts none; empty when nothing does."""
+def _few_to_train(state: ScheduleState, settings: Settings, effort: Effort) -> int:
+    """Return how many frames the recipe lacks to train on; statistics alone need no more than any round."""
+    needed = settings.recipe.least_frames()
+    return max(0, needed - (state.frames - state.holdout)) if needed > 1 and effort != "statistics" else 0
+
+
+def _obstacle(state: ScheduleState, settings: Settings, few: int) -> str:
+    """Return what makes every round impossible, or the setting that starts none; empty when nothing does.
+
+    `few`: frames that the recipe lacks to train on.
+    """
     if not state.serving:
         return "a serving version: `mfmd pretrain` or `mfmd import PATH` creates one"
     schedule, capacity = settings.schedule, settings.buffer.capacity_frames
@@ -200,6 +211,11 @@ def _obstacle(state: ScheduleState, settings: Settings) -> str:
         if settings.buffer.holdout_fraction == 0.0:
             return f"{more}, but buffer.holdout_fraction is 0: set it above 0, then drop new images"
         return f"{more}: the next {held} new images are held out; drop more images, or set it lower"
+    if few:
+        more = f"{few} more frames to train on (recipe.advanced.target_images)"
+        if (least := state.holdout + settings.recipe.least_frames()) > capacity:
+            more += f", but {state.holdout} are held out: set buffer.capacity_frames ({capacity}) to {least} or more"
+        return more
     if not settings.schedule.enabled:
         return "nothing: schedule.enabled is off; `mfmd adapt` starts rounds"
     return ""

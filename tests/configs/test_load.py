@@ -228,6 +228,13 @@ def test_a_shadow_without_images_is_refused(tmp_path: Path) -> None:
     assert (gate.shadow_images, gate.advanced.shadow_seconds, gate.advanced.shadow_agreement) == (100, 600, 0.3)
 
 
+def test_a_buffer_too_small_for_the_recipe_is_refused(tmp_path: Path) -> None:
+    text = MINIMAL + "recipe: {name: mfm_da, advanced: {target_images: 20}}\nbuffer: {capacity_frames: %d}\n"
+    with pytest.raises(ConfigError, match=r"target_images: a round would need 20 .* holds 19 \(buffer.capacity_frames"):
+        load_settings(_write(tmp_path, text % 19))
+    assert load_settings(_write(tmp_path, text % 20)).recipe.least_frames() == 20
+
+
 @pytest.mark.parametrize(
     ("section", "key", "says"),
     [

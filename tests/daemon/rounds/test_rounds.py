@@ -161,7 +161,11 @@ def test_no_round_starts_with_fewer_images_than_its_recipe_needs(world, registry
     trained = sum(not record.holdout for record in world.buffer.records())
     source = {"images": drop, "labels": drop}
     world.settings = changed(world.settings, recipe={"name": "mfm_da"}, source=source)
-    with pytest.raises(NotEnoughFrames, match=rf"{trained} frames to train on.* mfm_da needs 10 .*target_images"):
+    with pytest.raises(NotEnoughFrames, match=rf"{trained} frames to train on.* needs 10 .*target_images\); drop more"):
+        _run(world, registry)
+    held = len(world.buffer.records()) - trained
+    world.settings = changed(world.settings, buffer={"capacity_frames": 10})
+    with pytest.raises(NotEnoughFrames, match=rf"set buffer.capacity_frames \(10\) to {held + 10} or more, and drop"):
         _run(world, registry)
     assert world.buffer.leases() == [] and store.numbers() == []
 

@@ -121,6 +121,26 @@ def test_status_says_what_a_small_folder_waits_for_and_what_to_change(settings):
     assert "set buffer.capacity_frames (64)" in told({"min_frames": 65})
 
 
+@pytest.mark.parametrize(
+    ("change", "missing", "told"),
+    [
+        ({"frames": 12, "holdout": 4}, 2, "2 more frames to train on (recipe.advanced.target_images)"),
+        ({"frames": 12, "holdout": 6}, 4, ", but 6 are held out: set buffer.capacity_frames (15) to 16 or more"),
+        ({"frames": 14, "holdout": 4}, 0, "nothing: a round starts now"),
+        ({"frames": 12, "holdout": 4, "drifted": True}, 0, "a round starts now: BatchNorm statistics of the newest"),
+    ],
+)
+def test_a_recipe_for_few_images_waits_for_as_many_as_it_trains_on(make_settings, drop, change, missing, told):
+    settings = make_settings(
+        recipe={"name": "mfm_da"},
+        source={"images": drop, "labels": drop},
+        buffer={"capacity_frames": 15},
+        schedule={"enabled": True, "new_frames": 12, "min_frames": 12},
+    )
+    trigger, decision = due(NOW, dataclasses.replace(ENOUGH, **change), settings)
+    assert (trigger is None, decision.frames_missing) == (missing > 0, missing) and told in decision.waiting_for
+
+
 def test_without_a_hold_out_no_round_can_start_and_status_says_so(make_settings):
     settings = make_settings(buffer={"holdout_fraction": 0.0}, schedule={"new_frames": 20, "min_frames": 10})
     _, decision = due(NOW, dataclasses.replace(ENOUGH, holdout=0), settings)

@@ -2,13 +2,13 @@
 
     python benchmarks/paper.py DATA WEIGHTS --work WORK --dry-run          the plan, and what is missing for it
     python benchmarks/paper.py DATA WEIGHTS --work WORK --rows gta-dacs    one row with and without MFM
-    python benchmarks/paper.py DATA WEIGHTS --work WORK                    all of them: about three months of one GPU
+    python benchmarks/paper.py DATA WEIGHTS --work WORK                    all of them: about four months of one GPU
 
 DATA has the data sets in their own layout (`paper_data.py`): gta, synthia, cityscapes, acdc, refuge; a link will do.
-WEIGHTS has a Hugging Face directory for each encoder: mit-b5, resnet-101. Everything that a row needs is checked before
-anything starts. A finished run is one line of WORK/results.jsonl and is not repeated while all its settings are equal,
-defaults too; the same command resumes an interrupted one. docs/how-to/published-tables.md says what is not as in the
-papers.
+WEIGHTS has a Hugging Face directory for each encoder: mit-b5, resnet-101, dinov2-base. Everything that a row needs is
+checked before anything starts. A finished run is one line of WORK/results.jsonl and is not repeated while all its
+settings are equal, defaults too; the same command resumes an interrupted one. docs/how-to/published-tables.md says what
+is not as in the papers.
 """
 
 import argparse
@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 from adaptation import read_results
+from paper_checks import missing
 from paper_data import DATA_SETS
-from paper_plan import Job, Lengths, Places, missing, plan, target_names
-from paper_rows import ARMS, ROWS, STEPS, Row
+from paper_figures import ARMS, Row
+from paper_plan import Job, Lengths, Places, plan, target_names
+from paper_rows import ROWS
 from paper_run import PaperFailed, execute
 
 from adapters.errors import AdapterError
@@ -46,7 +48,7 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["plain", "mfm"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=STEPS, help="steps of self-training; fewer are no published run")
+    parser.add_argument("--steps", type=int, help="of self-training; without it as many as published")
     parser.add_argument("--source-steps", type=int, default=1, help="steps on the source alone before (papers: none)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what is missing, run nothing")
     parser.add_argument("--tiny", action="store_true", help="tiny networks (weights mit-tiny, resnet-tiny) and frames")
@@ -95,7 +97,7 @@ def plan_lines(jobs: Sequence[Job], *, complete: bool) -> list[str]:
     """Return the plan: the runs, and of what is there the data sets and their numbers of images."""
     lines = [f"{len(jobs)} runs:"]
     for job in jobs:
-        row, steps = job.row, f"{job.lengths.source_steps} + {job.lengths.steps} steps"
+        row, steps = job.row, f"{job.lengths.source_steps} + {job.steps} steps"
         lines.append(
             f"  {job.title}: {_data(row)}, {row.method}{ARMS[job.arm][0]} on {row.network}, {steps}, "
             f"weights {job.weights}"
@@ -118,9 +120,9 @@ def shortened(problems: Sequence[str]) -> list[str]:
 
 def report(jobs: Sequence[Job], results: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of `jobs` in markdown: published figure, ours, difference (points of mIoU)."""
-    lengths = jobs[0].lengths
-    short = lengths.tiny or lengths.steps != STEPS
-    text = [f"**Not a published run: {'tiny networks, ' * lengths.tiny}{lengths.steps} steps.**", ""] if short else []
+    tiny, steps = jobs[0].lengths.tiny, " or ".join(map(str, sorted({job.steps for job in jobs})))
+    short = tiny or any(job.steps != job.row.steps for job in jobs)
+    text = [f"**Not a published run: {'tiny networks, ' * tiny}{steps} steps.**", ""] if short else []
     text += [
         "| row | from, to | method | network | classes | published | ours | difference | as served | seeds | paper |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""The plan of `paper.py`: one configuration of the product for each row, arm and seed, and a check of what it needs."""
+"""The plan of `paper.py`: one configuration of the product for each row, arm and seed."""
 
 import json
 import re
@@ -11,18 +11,14 @@ from typing import Any
 import yaml
 from adaptation_arms import override
 from paper_data import DATA_SETS, Found, find_train, find_validation, target_images
-from paper_rows import ARMS, PRESETS, ROWS, STEPS, Row
+from paper_figures import ARMS, Row
+from paper_rows import PRESETS, ROWS
 
-from adapters.errors import AdapterError
-from adapters.networks.build import build_checked
-from adapters.networks.weight_files import weight_files
 from configs.network import NetworkSettings
 from configs.settings import Settings
 from configs.watch import WatchSettings
 from daemon.watch.scan import FolderScan
 from storage.durable.digest import digest_of
-from storage.errors import SourceRefused
-from storage.source.label_survey import LabelSurvey
 
 ALWAYS: dict[str, Any] = {
     "gate.policy": "always",
@@ -58,6 +54,7 @@ TINY: dict[str, Any] = {
     "round.batch_size": 1,
     "round.crop_height": 64,
     "round.crop_width": 64,
+    "recipe.advanced.foundation.tokens": 4,
     "round.device": "cpu",
     "round.advanced.threads": 1,
     "serving.device": "cpu",
@@ -65,6 +62,10 @@ TINY: dict[str, Any] = {
 """For tests: sizes of a row beside its tiny encoder."""
 START = {"classes", "watch", "source", "buffer", "network", "pretrain"}
 """Sections that decide about a start: the imported source, the target frames and the first version."""
+WEIGHTS = re.compile(r"(dinov\d|[a-z]+)(?:_adapter|_tokens)?_?(\w+)")
+"""Family of an encoder and its size, as names of weights have them."""
+FAMILY = re.compile(r"([a-z]+|dinov\d(?:_adapter|_tokens)?)_?[a-z]*\d*$")
+"""An encoder's name without its size."""
 LOCAL = {"state", "serving", "masks", "publish", "notify", "control", "log"}
 """Sections that change no result."""
 
@@ -73,8 +74,8 @@ LOCAL = {"state", "serving", "masks", "publish", "notify", "control", "log"}
 class Lengths:
     """How long runs are."""
 
-    steps: int = STEPS
-    """Steps of self-training."""
+    steps: int | None = None
+    """Steps of self-training; None: as many as published."""
     source_steps: int = 1
     """Steps of source training before it: 1 keeps the ImageNet weights, because the rate begins at zero."""
     tiny: bool = False
@@ -129,14 +130,28 @@ class Job:
         return f"{self.key} {self.arm} {self.seed}"
 
     @property
+    def steps(self) -> int:
+        """Steps of self-training."""
+        return self.row.steps if self.lengths.steps is None else self.lengths.steps
+
+    @property
     def weights(self) -> Path:
-        """Directory of the encoder's weights, named as on the hub: mit_b5 -> mit-b5, resnet101 -> resnet-101."""
-        return self.places.weights / re.sub(r"^([a-z]+)_?", r"\1-", self._encoder)
+        """Directory of the encoder's weights, named as on the hub: mit_b5 -> mit-b5, resnet101 -> resnet-101.
+
+        Those of an adapter or of tokens are the plain ViT's: dinov2_adapter_base -> dinov2-base.
+        """
+        return self.places.weights / WEIGHTS.sub(r"\1-\2", self._encoder)
+
+    @property
+    def foundation(self) -> Path | None:
+        """Directory of the frozen model that features are compared with; None without such a term."""
+        given = _foundation_of(self.values({}))
+        return Path(given["directory"]) if given.get("enabled") else None
 
     @property
     def _encoder(self) -> str:
         given: str = self.row.settings.get("network.encoder") or _preset(self.row)["network"]["encoder"]
-        return f"{given.partition('_')[0].rstrip('0123456789')}_tiny" if self.lengths.tiny else given
+        return FAMILY.sub(r"\1_tiny", given) if self.lengths.tiny else given
 
     def values(self, source: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration as it is written to YAML, all but `state`."""
@@ -151,10 +166,14 @@ class Job:
             "network.encoder": self._encoder,
             "network.pretrained": str(self.weights),
             "pretrain.steps": lengths.source_steps,
-            "round.steps": lengths.steps,
+            "round.steps": self.steps,
             "round.advanced.seed": self.seed,
         }
-        override(values, ALWAYS, row.settings, ARMS[self.arm][1], TINY if lengths.tiny else {}, given)
+        tiny = {**TINY, **row.tiny} if lengths.tiny else {}
+        override(values, ALWAYS, row.settings, ARMS[self.arm][1], tiny, given)
+        if (foundation := _foundation_of(values)).get("enabled"):
+            name = "dinov2-tiny" if lengths.tiny else Path(foundation["directory"]).name
+            foundation["directory"] = str(self.places.weights / name)
         return values
 
     @cached_property
@@ -197,25 +216,6 @@ def plan(places: Places, rows: Sequence[str], arms: Sequence[str], seeds: Sequen
     ]
 
 
-def missing(jobs: Sequence[Job]) -> list[str]:
-    """Return what is missing or wrong for `jobs`: folders, labels, label values, weights. Nothing is written but links.
-
-    Every header of a labelled pair is read, and up to 100 labels of each split.
-    """
-    problems, seen = list[str](), set[tuple[str, ...]]()
-    for job in jobs:
-        for about, check in (
-            (("train", job.row.source), _train_problems),
-            (("validation", job.row.target), _validation_problems),
-            (("target", job.row.target), _target_problems),
-            (("weights", str(job.weights), job.network.name), _weight_problems),
-        ):
-            if about not in seen:
-                seen.add(about)
-                problems += check(job)
-    return list(dict.fromkeys(problems))
-
-
 def target_names(watch: WatchSettings) -> list[str]:
     """Return the names of the target images, relative to their folder."""
     unreadable = list[str]()
@@ -225,43 +225,10 @@ def target_names(watch: WatchSettings) -> list[str]:
     return names
 
 
-def _train_problems(job: Job) -> list[str]:
-    try:
-        LabelSurvey(job.settings)
-    except SourceRefused as error:
-        return list(error.problems)
-    return []
-
-
-def _validation_problems(job: Job) -> list[str]:
-    try:
-        LabelSurvey(job.scoring)
-    except SourceRefused as error:
-        return list(error.problems)
-    return []
-
-
-def _target_problems(job: Job) -> list[str]:
-    values = job.values({})
-    watch, most = WatchSettings.model_validate(values["watch"]), values["buffer"]["capacity_frames"]
-    if not watch.folder.is_dir():
-        return [f"{watch.folder}: no such folder of {DATA_SETS[job.row.target].title}"]
-    found = len(target_names(watch))
-    if not found:
-        return [f"{watch.folder}: holds no target image"]
-    return [f"{watch.folder}: {found} images, the buffer of {job.key} holds {most}"] if found > most else []
-
-
-def _weight_problems(job: Job) -> list[str]:
-    if not job.weights.is_dir():
-        what = f"save the ImageNet weights of {job.network.encoder} there, with save_pretrained()"
-        return [f"{job.weights}: no such directory of weights; {what}"]
-    try:
-        weight_files(job.weights)
-        build_checked(job.network.architecture(), 2)
-    except AdapterError as error:
-        return [str(error)]
-    return []
+def _foundation_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section of the term that compares features with a frozen model, as it stands in `values`."""
+    found: dict[str, Any] = values["recipe"].get("advanced", {}).get("foundation", {})
+    return found
 
 
 def _preset(row: Row) -> dict[str, Any]:

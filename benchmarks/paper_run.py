@@ -6,12 +6,16 @@ The start is made once for all runs that share it: source images imported, one v
 import time
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
+from paper_figures import SUBSETS
 from paper_plan import Job, target_names
-from paper_rows import SUBSETS
 
+from adapters.checkpoints.bases import load_beside_base
+from adapters.checkpoints.checkpoint import load_version, save_weights
 from adapters.checkpoints.importing import import_checkpoint
 from adapters.rounds.source_training import PretrainProgress, pretrain
 from adapters.scoring.evaluation import Evaluation, evaluate_folder
@@ -65,7 +69,7 @@ def execute(job: Job) -> dict[str, Any]:
     verdict = folder.verdict()
     if verdict is None or verdict.version is None:
         raise PaperFailed(f"{job.title}: {folder.path}: no version was made; see verdict.json and {folder.log}")
-    student = import_checkpoint(_student(folder, settings), settings, registry).version
+    student = _imported(job, _student(folder, settings), registry)
     line = {"served": _scored(job, verdict.version), "student": _scored(job, student)}
     return _line(job, line) | {"served_is": verdict.candidate, "seconds": time.monotonic() - began}
 
@@ -135,6 +139,16 @@ def _student(folder: RoundFolder, settings: Settings) -> Path:
     return state / "student.safetensors"
 
 
+def _imported(job: Job, weights: Path, registry: CheckpointRegistry) -> int:
+    """Return the version made of a student's weights; what they leave out is in the base of the first version."""
+    network, _ = load_version(registry, START_VERSION, torch.device("cpu"))
+    load_beside_base(network, weights)
+    with TemporaryDirectory(dir=job.places.work) as made:
+        whole = Path(made) / weights.name
+        save_weights(network, whole)
+        return import_checkpoint(whole, job.settings, registry).version
+
+
 def _scored(job: Job, version: int) -> Evaluation:
     """Return the score of a version on the whole validation split, at the size of its labels."""
     scoring = job.scoring.model_copy(update={"state": job.settings.state})
@@ -148,7 +162,7 @@ def _line(job: Job, scores: dict[str, Evaluation]) -> dict[str, Any]:
         "row": job.key,
         "arm": job.arm,
         "seed": job.seed,
-        "steps": job.lengths.steps,
+        "steps": job.steps,
         "source_steps": job.lengths.source_steps,
         "tiny": job.lengths.tiny,
     }

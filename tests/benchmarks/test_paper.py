@@ -11,8 +11,9 @@ import paper_plan
 import pytest
 from paper import main, report
 from paper_data import DATA_SETS, find_train, find_validation
+from paper_figures import SUBSETS
 from paper_plan import Job, Lengths, Places, plan, target_names
-from paper_rows import ROWS, SUBSETS
+from paper_rows import ROWS
 from paper_run import PaperFailed, ingest_target, mean_over
 from PIL import Image
 from pydantic import create_model
@@ -21,6 +22,7 @@ from transformers.models.resnet.modeling_resnet import ResNetModel
 from transformers.models.segformer.configuration_segformer import SegformerConfig
 from transformers.models.segformer.modeling_segformer import SegformerModel
 
+from adapters.networks.encoders.dinov2 import build_dinov2
 from adapters.networks.encoders.mit import MIT_SPECS
 from adapters.networks.encoders.resnet import RESNET_SPECS
 from configs.buffer import SourceSettings
@@ -51,12 +53,21 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of the tiny encoders, as `save_pretrained` writes them."""
+    """Weights of the tiny MiT and ResNet, as `save_pretrained` writes them."""
     folder, spec = tmp_path_factory.mktemp("weights"), RESNET_SPECS["resnet_tiny"]
     sizes = {"num_attention_heads": [1, 2, 5, 8], "mlp_ratios": [4, 4, 4, 4], **MIT_SPECS["mit_tiny"]}
     SegformerModel(SegformerConfig(**sizes)).save_pretrained(folder / "mit-tiny")
     shape = {"embedding_size": spec.stem, "hidden_sizes": [*spec.widths], "depths": [*spec.depths]}
     ResNetModel(ResNetConfig(layer_type="basic", **shape)).save_pretrained(folder / "resnet-tiny")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def all_weights(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same and those of the tiny DINOv2."""
+    folder = tmp_path_factory.mktemp("all")
+    shutil.copytree(weights, folder, dirs_exist_ok=True)
+    build_dinov2("dinov2_tiny", None, pyramid=False).model.save_pretrained(folder / "dinov2-tiny")
     return folder
 
 
@@ -110,18 +121,46 @@ def test_every_row_is_a_configuration_of_the_product(drawn: Path, tmp_path: Path
     for key, row in ROWS.items():
         for arm in row.arms():
             settings = Job(places(drawn, tmp_path), key, arm, 0, Lengths()).settings
-            assert settings.mfm.enabled == (arm == "mfm") and settings.recipe.name in row.method.lower().replace(
-                "(", ""
-            )
-            assert (settings.round.steps, settings.round.batch_size, settings.pretrain.steps) == (40_000, 2, 1)
-            high = "HRDA" in row.method
-            assert settings.network.multi_resolution == high and settings.round.crop_height == (1024 if high else 512)
-            assert settings.buffer.height == (540 if row.target == "acdc" else 512) * (2 if high else 1)
-            margins = settings.recipe.margin_top + settings.recipe.margin_bottom
-            assert (margins > 0) == (settings.recipe.name != "dacs" and row.target == "cityscapes")
-            assert settings.recipe.advanced.dida.enabled == (arm == "dida")
-            assert settings.recipe.advanced.blda.enabled == (arm == "blda")
-            assert getattr(settings.recipe, "masked_image_weight", 0.0) == (settings.recipe.name == "mic")
+            recipe = settings.recipe
+            assert settings.mfm.enabled == (arm == "mfm")
+            few, vit, high = recipe.name == "mfm_da", "VFM-UDA" in row.method, "HRDA" in row.method
+            assert few or vit or recipe.name in row.method.lower().replace("(", "")
+            images = settings.round.batch_size * settings.round.advanced.gradient_accumulation
+            assert (settings.round.steps, images) == (15_000 if few else 40_000, 8 if few or vit else 2)
+            side = 224 if few else 1024 if high or vit else 512
+            assert settings.pretrain.steps == 1 and settings.network.multi_resolution == high
+            assert settings.round.crop_height == side
+            assert settings.buffer.height == (side if row.target != "acdc" else side * 540 // 512)
+            margins = recipe.margin_top + recipe.margin_bottom
+            assert (margins > 0) == (recipe.name not in ("dacs", "mfm_da") and row.target == "cityscapes")
+            for term in ("dida", "blda", "complementary"):
+                assert getattr(recipe.advanced, term).enabled == (arm == term)
+            assert getattr(recipe, "masked_image_weight", 0.0) == (recipe.name == "mic")
+
+
+def test_neighbours_have_the_settings_of_their_papers(drawn: Path, tmp_path: Path) -> None:
+    """Rates of the ViT: a tenth of 5e-5 x sqrt(8), of 1e-5 x sqrt(8) for VFM-UDA++ Large."""
+    for key, encoder, rate in (
+        ("gta-vfmuda-large", "dinov2_large", 1.414e-5),
+        ("gta-vfmuda++-base", "dinov2_adapter_base", 1.414e-5),
+        ("gta-vfmuda++-large", "dinov2_adapter_large", 2.828e-6),
+    ):
+        settings = Job(places(drawn, tmp_path), key, "plain", 0, Lengths()).settings
+        advanced, plus = settings.recipe.advanced, "++" in key
+        assert (settings.network.encoder, settings.round.optim.learning_rate) == (encoder, rate)
+        assert (settings.round.optim.advanced.layer_decay, settings.network.name) == (
+            (0.9, "pyramid") if plus else (1.0, "light")
+        )
+        assert (advanced.masked_tokens, advanced.foundation.enabled) == (not plus, plus)
+        given = tmp_path / "weights/dinov2-with-registers-large"
+        assert not plus or advanced.foundation.directory == given
+    few = Job(places(drawn, tmp_path), "refuge-mfmda", "plain", 0, Lengths()).settings
+    assert few.recipe.advanced.class_bce.nested == (("disc", "cup"),) and few.recipe.least_frames() == 10
+    (tmp_path / "ten").mkdir()
+    for number in range(1, 31):
+        (tmp_path / f"ten/V{number:04d}.jpg").touch()
+    names = target_names(few.watch.model_copy(update={"folder": tmp_path / "ten"}))
+    assert sorted(names) == [f"V{number:04d}.jpg" for number in range(1, 11)]
 
 
 def test_weights_have_the_names_of_the_hub(drawn: Path, tmp_path: Path) -> None:
@@ -131,7 +170,11 @@ def test_weights_have_the_names_of_the_hub(drawn: Path, tmp_path: Path) -> None:
     assert [name_of(key, Lengths()) for key in ("gta-dacs", "gta-dacs-r50", "gta-hrda", "gta-mic-b3")] == [
         "resnet-101", "resnet-50", "mit-b5", "mit-b3",
     ]  # fmt: skip
-    assert [name_of(key, SHORT) for key in ("gta-dacs", "gta-hrda")] == ["resnet-tiny", "mit-tiny"]
+    vits = ("gta-vfmuda-base", "gta-vfmuda++-large", "refuge-mfmda")
+    assert [name_of(key, Lengths()) for key in vits] == ["dinov2-base", "dinov2-large", "dinov2-large"]
+    assert [name_of(key, SHORT) for key in ("gta-dacs", "gta-hrda", *vits)] == [
+        "resnet-tiny", "mit-tiny", *["dinov2-tiny"] * 3,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "classes", "wanted"), [("gta", "19", 2.25), ("synthia", "16", 2.825)])
@@ -221,12 +264,13 @@ def test_a_row_runs_through_the_product(
 
 NIGHTLY = [(key, "mfm" if "mfm" in row.arms() else "plain") for key, row in ROWS.items() if key != "gta-dacs"]
 NIGHTLY += [("gta-daformer", arm) for arm in ("plain", "dida", "blda")]
+NIGHTLY += [("synthia-hrda", "complementary"), ("gta-vfmuda++-base", "plain"), ("refuge-mfmda", "plain")]
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(("key", "arm"), NIGHTLY)
-def test_every_row_runs(drawn: Path, weights: Path, tmp_path: Path, key: str, arm: str) -> None:
-    command = [str(drawn), str(weights), "--work", str(tmp_path), "--rows", key, "--arms", arm]
+def test_every_row_runs(drawn: Path, all_weights: Path, tmp_path: Path, key: str, arm: str) -> None:
+    command = [str(drawn), str(all_weights), "--work", str(tmp_path), "--rows", key, "--arms", arm]
     assert main([*command, "--steps", "2", "--tiny"]) == 0
     [line] = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert list(line["student"]) == ROWS[key].classes() and line["images"] == (4 if key.startswith("acdc") else 2)
@@ -245,9 +289,9 @@ def test_a_run_repeats_whatever_ran_before_it(drawn: Path, weights: Path, tmp_pa
     assert again["student_iou"] == first["student_iou"]
 
 
-def refused(given: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def refused(given: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], row: str = "gta-dacs") -> str:
     """Run the command line, which must refuse before anything starts; return what it says."""
-    assert main([*given, "--work", str(tmp_path / "work"), "--rows", "gta-dacs", "--steps", "2", "--tiny"]) == 2
+    assert main([*given, "--work", str(tmp_path / "work"), "--rows", row, "--steps", "2", "--tiny"]) == 2
     assert not (tmp_path / "work" / "starts").exists()
     return capsys.readouterr().err
 
@@ -289,6 +333,8 @@ def test_wrong_files_are_named_before_anything_starts(
     shutil.rmtree(broken / "resnet-tiny")
     shutil.copytree(weights / "mit-tiny", broken / "resnet-tiny")
     assert f"{broken}/resnet-tiny" in refused([str(data), str(broken)], tmp_path, capsys)
+    told = refused([str(data), str(broken), "--dry-run"], tmp_path, capsys, row="gta-vfmuda++-base")
+    assert f"{broken}/dinov2-tiny/config.json: cannot be read" in told, "the model that features are compared with"
 
 
 def test_a_target_image_that_is_not_taken_ends_the_run(weights: Path, tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""What is missing for a plan of `paper.py`: folders, labels, label values, weights. Each thing is looked at once."""
+
+from collections.abc import Sequence
+
+from paper_data import DATA_SETS
+from paper_plan import Job, target_names
+
+from adapters.errors import AdapterError
+from adapters.networks.build import build_checked
+from adapters.networks.foundation_model import load_foundation_model
+from adapters.networks.weight_files import weight_files
+from configs.watch import WatchSettings
+from storage.errors import SourceRefused
+from storage.source.label_survey import LabelSurvey
+
+
+def missing(jobs: Sequence[Job]) -> list[str]:
+    """Return what is missing or wrong for `jobs`: folders, labels, label values, weights. Nothing is written but links.
+
+    Every header of a labelled pair is read, and up to 100 labels of each split.
+    """
+    problems, seen = list[str](), set[tuple[str, ...]]()
+    for job in jobs:
+        for about, check in (
+            (("train", job.row.source), _train_problems),
+            (("validation", job.row.target), _validation_problems),
+            (("target", job.row.target), _target_problems),
+            (("weights", str(job.weights), job.network.name), _weight_problems),
+            (("foundation", str(job.foundation)), _foundation_problems),
+        ):
+            if about not in seen:
+                seen.add(about)
+                problems += check(job)
+    return list(dict.fromkeys(problems))
+
+
+def _train_problems(job: Job) -> list[str]:
+    try:
+        LabelSurvey(job.settings)
+    except SourceRefused as error:
+        return list(error.problems)
+    return []
+
+
+def _validation_problems(job: Job) -> list[str]:
+    try:
+        LabelSurvey(job.scoring)
+    except SourceRefused as error:
+        return list(error.problems)
+    return []
+
+
+def _target_problems(job: Job) -> list[str]:
+    values = job.values({})
+    watch, most = WatchSettings.model_validate(values["watch"]), values["buffer"]["capacity_frames"]
+    if not watch.folder.is_dir():
+        return [f"{watch.folder}: no such folder of {DATA_SETS[job.row.target].title}"]
+    found = len(target_names(watch))
+    if not found:
+        return [f"{watch.folder}: holds no target image"]
+    return [f"{watch.folder}: {found} images, the buffer of {job.key} holds {most}"] if found > most else []
+
+
+def _weight_problems(job: Job) -> list[str]:
+    if not job.weights.is_dir():
+        what = f"save the ImageNet weights of {job.network.encoder} there, with save_pretrained()"
+        return [f"{job.weights}: no such directory of weights; {what}"]
+    try:
+        weight_files(job.weights)
+        build_checked(job.network.architecture(), 2)
+    except AdapterError as error:
+        return [str(error)]
+    return []
+
+
+def _foundation_problems(job: Job) -> list[str]:
+    if job.foundation is None:
+        return []
+    try:
+        load_foundation_model(job.foundation)
+    except AdapterError as error:
+        return [str(error)]
+    return []

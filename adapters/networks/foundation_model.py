@@ -3,7 +3,6 @@
 They teach a student in training only. Nothing of them is trained or saved.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import AutoModel
 
-from adapters.errors import NetworkMismatch, UnsupportedModel
+from adapters.errors import NetworkMismatch
 from adapters.networks.encoders.vit import as_map
-from adapters.networks.hf_directory import load_directory
+from adapters.networks.hf_directory import as_config, load_directory, read_config
 
 KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 """`model_type` in config.json of the models that work."""
@@ -57,22 +56,9 @@ def load_foundation_model(directory: Path) -> FoundationModel:
     Raises UnsupportedModel when the directory or its weights cannot be read, NetworkMismatch when it holds another
     model.
     """
-    path = directory / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        kind = values["model_type"]
-    except OSError as error:
-        raise UnsupportedModel(f"{path}: cannot be read ({error.strerror}); give a Hugging Face directory") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnsupportedModel(f"{path}: is no configuration of a Hugging Face model; download it again") from error
-    if kind not in KINDS:
-        raise NetworkMismatch(
-            f"{directory} holds a model of type {kind!r}; give the directory of one of {', '.join(KINDS)}"
-        )
-    try:
-        config = CONFIG_MAPPING[kind].from_dict(values)
-    except Exception as error:  # whatever transformers raises for a field that no model has
-        raise UnsupportedModel(f"{path}: {' '.join(str(error).split())}; download it again") from error
+    values = read_config(directory, KINDS, "the foundation distance")
+    config = as_config(CONFIG_MAPPING[values["model_type"]], values, directory)
     if not isinstance(config.patch_size, int):
+        path = directory / "config.json"
         raise NetworkMismatch(f"{path}: patch_size is {config.patch_size}; one number is needed")
     return FoundationModel(load_directory(AutoModel, config, directory))

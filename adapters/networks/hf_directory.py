@@ -1,6 +1,7 @@
 """Read weights from a local directory in Hugging Face format: safetensors only, no download, no output."""
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from adapters.errors import NetworkMismatch, UnsupportedModel
+from adapters.errors import AdapterError, NetworkMismatch, UnsupportedModel
 from adapters.networks.weight_files import check_types, weight_files
 
 
@@ -87,18 +88,52 @@ def build_model(model_class: Any, config: Any, directory: Path | None, fields: S
     """Build `model_class(config)`, untrained or with the weights in `directory` (config.json + safetensors).
 
     `fields` are the config fields that must agree. Nothing is downloaded and no pickle is read. Raises UnsupportedModel
-    when the directory cannot be read, NetworkMismatch when it holds another architecture.
+    when the directory cannot be read, NetworkMismatch when it holds another architecture; both begin with
+    `network.pretrained: `.
     """
     if directory is None:
         return model_class(config)
-    if not (directory / "config.json").is_file():
-        raise UnsupportedModel(f"network.pretrained: {directory} holds no config.json; give a Hugging Face directory")
     try:
-        found = type(config).from_pretrained(directory, local_files_only=True)
+        values = read_config(directory, [config.model_type], "network.encoder")
+        _compare(as_config(type(config), values, directory), config, directory, fields)
+        return load_directory(model_class, config, directory)
+    except AdapterError as error:
+        raise type(error)(f"network.pretrained: {error}") from error
+
+
+def read_config(directory: Path, kinds: Sequence[str], reader: str) -> dict[str, Any]:
+    """Return the values of the config.json in a Hugging Face directory whose `model_type` is one of `kinds`.
+
+    `reader` is the setting that needs one of them. Raises UnsupportedModel when the file is none, NetworkMismatch when
+    the model is of another kind.
+    """
+    path = directory / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = values["model_type"]
+    except OSError as error:
+        raise UnsupportedModel(f"{path}: cannot be read ({error.strerror}); give a Hugging Face directory") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnsupportedModel(f"{path}: is no configuration of a Hugging Face model; download it again") from error
+    if kind not in kinds:
+        raise NetworkMismatch(
+            f"{directory} holds a model of type {kind!r}, {reader} needs {' or '.join(map(repr, kinds))}; give the "
+            "directory of such a model"
+        )
+    return values
+
+
+def as_config(config_class: Any, values: dict[str, Any], directory: Path) -> Any:
+    """Return transformers' config object of the config.json in `directory`.
+
+    Raises UnsupportedModel for a field of the wrong type.
+    """
+    try:
+        with quiet_transformers():
+            return config_class.from_dict(values)
     except Exception as error:  # whatever transformers raises: a wrong type of a field is no ValueError there
-        raise UnsupportedModel(f"network.pretrained: {directory}: {' '.join(str(error).split())}") from error
-    _compare(found, config, directory, fields)
-    return load_directory(model_class, config, directory)
+        what = " ".join(str(error).split())
+        raise UnsupportedModel(f"{directory / 'config.json'}: {what}; download it again") from error
 
 
 def _compare(found: Any, wanted: Any, directory: Path, fields: Sequence[str]) -> None:
@@ -107,6 +142,6 @@ def _compare(found: Any, wanted: Any, directory: Path, fields: Sequence[str]) ->
         same = list(ours) == list(theirs or ()) if isinstance(ours, (list, tuple)) else ours == theirs
         if not same:
             raise NetworkMismatch(
-                f"network.pretrained: {directory} has {field} {theirs}, network.encoder needs {ours}; "
-                "choose the encoder that these weights were made for"
+                f"{directory} has {field} {theirs}, network.encoder needs {ours}; choose the encoder that these "
+                "weights were made for"
             )

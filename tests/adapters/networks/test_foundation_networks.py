@@ -1,20 +1,23 @@
 """Networks of VFM-UDA and VFM-UDA++: DINOv2 and DINOv3 with the ViT-Adapter, ConvNeXt, pyramid and light head."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AutoModel, Dinov2WithRegistersConfig, ViTConfig
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 from transformers.models.dinov3_convnext.modeling_dinov3_convnext import DINOv3ConvNextModel
 from transformers.models.dinov3_vit.configuration_dinov3_vit import DINOv3ViTConfig
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTModel
 
-from adapters.errors import NetworkMismatch, UnsupportedModel
+from adapters.errors import AdapterError, NetworkMismatch, UnsupportedModel
 from adapters.networks.build import build_network
-from adapters.networks.encoders.dinov2 import build_dinov2
+from adapters.networks.encoders.dinov2 import DINOV2_SPECS, build_dinov2
 from adapters.networks.encoders.dinov3 import build_convnext, build_dinov3
 from adapters.networks.encoders.vit_adapter import AdaptedVit
 from adapters.networks.network import SegmentationNetwork
@@ -32,6 +35,7 @@ PAIRS = {
     "dinov3_map": ("deeplabv2", "dinov3_tiny"),
     "dinov3_pyramid": ("daformer", "dinov3_tiny"),
 }
+TINY = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 ROWS = [pytest.param(name, marks=[pytest.mark.nightly] * (name != "vfm_dinov3")) for name in PAIRS]
 
 
@@ -256,18 +260,51 @@ def test_pretrained_weights_are_loaded_below_the_adapter(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", SAVED)
 def test_a_pretrained_directory_that_is_missing_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=r"network\.pretrained: .*nowhere.* no config\.json"):
+    with pytest.raises(UnsupportedModel, match=r"^network\.pretrained: .*nowhere/config\.json: cannot be read"):
         build_network(settings_of(name, pretrained=tmp_path / "nowhere"), 5)
 
 
 @pytest.mark.parametrize(
     ("encoder", "field"),
-    [("dinov3_adapter_small", "hidden_size"), ("dinov3_convnext_t", "hidden_sizes"), ("dinov2_adapter_tiny", "")],
+    [("dinov3_adapter_small", "hidden_size"), ("dinov3_convnext_t", "hidden_sizes")],
 )
-def test_pretrained_weights_of_another_size_or_kind_are_refused(encoder: str, field: str, tmp_path: Path) -> None:
+def test_pretrained_weights_of_another_size_are_refused(encoder: str, field: str, tmp_path: Path) -> None:
     SAVED["convnext" if "convnext" in encoder else "vfm_dinov3"]().save_pretrained(tmp_path)
     with pytest.raises(NetworkMismatch, match=rf"network\.pretrained: .* has {field}.*choose the encoder"):
         build_network(Architecture(name="pyramid", encoder=encoder, pretrained=tmp_path), 5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("vit", ViTConfig(**TINY, intermediate_size=48)),  # what MAE and RETFound are
+        ("dinov2_with_registers", Dinov2WithRegistersConfig(**TINY, mlp_ratio=2)),
+    ],
+)
+def test_a_model_of_another_kind_is_named_before_its_weights_are_read(
+    kind: str, config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They have every size of the encoder."""
+    monkeypatch.setitem(DINOV2_SPECS, "dinov2_tiny", {**TINY, "mlp_ratio": 2})
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    capfd.readouterr()
+    with pytest.raises(NetworkMismatch) as caught:
+        build_dinov2("dinov2_tiny", tmp_path, pyramid=False)
+    assert str(caught.value).startswith(f"network.pretrained: {tmp_path} holds a model of type {kind!r}, network.encod")
+    assert "needs 'dinov2'; give" in str(caught.value) and capfd.readouterr() == ("", "")
+
+
+def test_every_error_of_the_directory_names_the_setting_once(tmp_path: Path) -> None:
+    SAVED["vfm"]().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    lacking = load_file(weights)
+    del lacking["layernorm.weight"]
+    for content in (whole[:-1], save(lacking, {"format": "pt"})):
+        weights.write_bytes(content)
+        with pytest.raises(AdapterError) as caught:
+            build_network(settings_of("vfm", pretrained=tmp_path), 5)
+        assert re.match(r"network\.pretrained: (?!.*network\.pretrained).*model\.safetensors", str(caught.value))
 
 
 def test_a_field_of_the_wrong_type_is_refused_by_name(tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ class RecipeBase(Section):
 class SelfTrainingAdvanced(Section):
     """Rarely changed settings of the recipe."""
 
+    source_weight: Positive = 1.0
+    """Weight of the loss on the labels of source images; above 1 a round holds on to the source more. The papers have
+    1; other weights are ours. Losses that share its pass, and source pixels in the mix, keep their own."""
     source_jitter: Fraction = 0.0
     """Strength of colour jitter on the replayed source images."""
     classmix: bool = True

@@ -21,7 +21,10 @@ from configs.recipe import MicSettings, RecipeBase, SelfTrainingSettings
 def source_term(
     inputs: RecipeInputs[SelfTrainingSettings], images: StepImages, distance: FeatureDistance | None = None
 ) -> dict[str, Tensor]:
-    """Return `source`, plain cross-entropy, and with `distance` also `feature_distance`; nothing when source-free."""
+    """Return `source`, cross-entropy times its weight, and with `distance` also `feature_distance`.
+
+    Nothing when source-free.
+    """
     if images.source is None or images.source_labels is None:
         return {}
     source, jitter = images.source, inputs.recipe.advanced.source_jitter
@@ -31,6 +34,7 @@ def source_term(
         encoded = encode(inputs.student, normalise_unit(source), inputs.draws)
         weight = inputs.label_weight(images.source_labels)
         losses = images.compared(inputs, Supervised("source", encoded, images.source_labels, weight))
+        losses["source"] = inputs.recipe.advanced.source_weight * losses["source"]
         if distance is not None:
             losses["feature_distance"] = distance.weight * distance(encoded, images.source_labels)
     return losses

@@ -102,6 +102,22 @@ def test_source_loss_is_plain_cross_entropy() -> None:
     torch.testing.assert_close(recipe_of(student).step(batch()).losses["source"], expected.detach())
 
 
+def test_source_weight_scales_the_loss_on_source_labels_alone() -> None:
+    source = batch().source
+    plain = network()
+    F.cross_entropy(plain(normalise_unit(to_unit(source.images))), source.labels.long()).backward()
+    found = []
+    for weight in (1.0, 3.0):
+        student = network()
+        losses = recipe_of(student, changed(PLAIN, source_weight=weight), mfm=False).step(batch()).losses
+        found.append((losses, gradients(student)))
+    (once, one), (thrice, three) = found
+    torch.testing.assert_close(thrice["source"], 3 * once["source"])
+    torch.testing.assert_close(thrice["mix"], once["mix"])
+    for first, more, alone in zip(one, three, gradients(plain), strict=True):
+        torch.testing.assert_close(more - first, 2 * alone, rtol=1e-3, atol=1e-6)
+
+
 def test_source_free_step_learns_the_pseudo_labels_of_the_target() -> None:
     student = network()
     images = normalise_unit(to_unit(batch().target.images))

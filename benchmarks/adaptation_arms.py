@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 from adaptation_sets import CAMVID, FUNDUS, DataSet
-from added_terms import PAIRS, TERMS
+from added_terms import PAIRS, PUBLISHED, TERMS
 
 from configs.recipe import RECIPES
 from configs.settings import Settings
@@ -27,6 +27,14 @@ MASKED = {
     **{f"recipe.margin_{side}": 0.0 for side in ("top", "bottom", "left", "right")},
 }
 """MIC's loss over DACS."""
+DAFORMER_MASKED = {
+    **DAFORMER,
+    "recipe.name": "mic",
+    "recipe.margin_left": 0.0,
+    "recipe.margin_right": 0.0,
+    "recipe.margin_of": "crop",
+}
+"""MIC's loss over DAFormer, whose margins are those of a crop, at its top and bottom alone."""
 NEAR = {
     "recipe.name": "daformer",
     "recipe.rare_class_sampling": False,
@@ -99,8 +107,12 @@ ARMS = {
     "daformer_mfm": Arm("DAFormer + MFM", {**DAFORMER, **MFM_ON}, recipe="daformer"),
     "mic": Arm("MIC", {**MIC, **MFM_OFF}),
     "mic_mfm": Arm("MIC + MFM", {**MIC, **MFM_ON}, recipe="mic"),
-    "dacs_masked": Arm("DACS + masked image", {**MASKED, **MFM_OFF}),
+    "dacs_masked": Arm("DACS + masked image", {**MASKED, **MFM_OFF}, recipe="dacs"),
     "dacs_masked_mfm": Arm("DACS + masked image + MFM", {**MASKED, **MFM_ON}, recipe="dacs_masked"),
+    "daformer_masked": Arm("DAFormer + masked image", {**DAFORMER_MASKED, **MFM_OFF}, recipe="daformer"),
+    "daformer_masked_mfm": Arm(
+        "DAFormer + masked image + MFM", {**DAFORMER_MASKED, **MFM_ON}, recipe="daformer_masked"
+    ),
     "omuda": Arm("OMUDA, a reading, without encoder", {**OMUDA, **MFM_OFF}),
     "omuda_mfm": Arm("OMUDA, a reading, without encoder + MFM", {**OMUDA, **MFM_ON}, recipe="omuda"),
     "source_free": Arm("source-free DACS", {"recipe.name": "dacs", **MFM_OFF}, source=False),
@@ -110,20 +122,28 @@ ARMS = {
 }
 
 
+HOSTS = {"dacs": MASKED, "dacs_mfm": MASKED, "daformer": DAFORMER_MASKED, "daformer_mfm": DAFORMER_MASKED}
+"""Arms that terms are added to, and the settings that add the masked image to each."""
+
+
 def term_arms() -> dict[str, Arm]:
-    """Return each term, and pairs of them, over DACS and DAFormer, and over both with MFM."""
+    """Return each term, pairs of them, and pairs with the masked image, over DACS and DAFormer, and both with MFM."""
     found = {}
-    for name, term in (TERMS | PAIRS).items():
-        switches = {f"recipe.advanced.{key}": value for key, value in term.advanced.items()}
-        for host in ("dacs", "dacs_mfm", "daformer", "daformer_mfm"):
-            base = ARMS[host]
+    for host, masked in HOSTS.items():
+        base = ARMS[host]
+        for name, term in (TERMS | PAIRS).items():
+            switches = {f"recipe.advanced.{key}": value for key, value in term.advanced.items()}
             found[f"{host}_{name}"] = Arm(f"{base.title} + {term.title}", {**base.settings, **switches}, recipe=host)
+            if name in PUBLISHED:
+                title, settings = f"{base.title} + masked image + {term.title}", {**base.settings, **masked}
+                found[f"{host}_masked_{name}"] = Arm(title, {**settings, **switches}, recipe=host)
     return found
 
 
 MEASURES: dict[str, tuple[str, Overrides]] = {
     "distance": ("feature distance", {**NEAR, "recipe.feature_distance_weight": 0.005}),
     "distance_10": ("feature distance, 10 times its weight", {**NEAR, "recipe.feature_distance_weight": 0.05}),
+    "source_2": ("source loss twice", {"recipe.advanced.source_weight": 2.0}),
     "anchor_20": ("anchor 20", {"recipe.anchor_weight": 20.0}),
     "anchor_100": ("anchor 100", {"recipe.anchor_weight": 100.0}),
 }

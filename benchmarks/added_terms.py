@@ -4,6 +4,7 @@ Not `foundation`: it needs the weights of a DINOv2 (`term_cases.py` draws one).
 """
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 
@@ -23,10 +24,12 @@ TERMS = {
     "dida": AddedTerm("DiDA", {"dida": {"enabled": True}}),
     "class_confidence": AddedTerm("class confidence", {"class_confidence": {"enabled": True}}),
 }
+PUBLISHED = ("complementary", "blda", "dida")
+"""Terms with figures in a paper of their own, over the same recipes as MFM."""
 PAIRS = {
     f"{one}_{other}": AddedTerm(
         f"{TERMS[one].title} + {TERMS[other].title}", {**TERMS[one].advanced, **TERMS[other].advanced}
     )
-    for one, other in (("complementary", "blda"), ("complementary", "dida"), ("blda", "dida"))
+    for one, other in combinations(PUBLISHED, 2)
 }
 """Two published terms at once."""

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 from adaptation import missing, read_results
-from adaptation_arms import ALL_STARTS, ARMS, FORGETTING, STARTS, settings_of
+from adaptation_arms import ALL_STARTS, ARMS, DAFORMER_MASKED, FORGETTING, STARTS, settings_of
 from adaptation_report import draw_curves, figure, mean_curve, paired_gain, table
 from adaptation_runs import Run
 from added_terms import PAIRS, TERMS
 from continual_report import continual_report, draw_drift, forgetting, mean_matrix, on_current
 
+from configs.recipe import DaformerSettings, MicSettings, SelfTrainingSettings
 from configs.settings import Settings
 
 
@@ -94,6 +95,18 @@ def settings_of_terms(arm: str) -> set[str]:
     return {name for term, added in (TERMS | PAIRS).items() if arm.endswith(f"_{term}") for name in added.advanced}
 
 
+def without_masked_image(recipe: SelfTrainingSettings, host: SelfTrainingSettings) -> SelfTrainingSettings:
+    """Settings of recipe mic as those of the host that it adds its loss to, whose other losses it must not add."""
+    kind, inner = type(host), type(host.advanced)
+    added = recipe.model_dump(exclude={*kind.model_fields})
+    assert added.pop("masked_image_weight") == 1.0 and not any(added.values()), "losses that the host has not"
+    values = recipe.model_dump(include={*kind.model_fields})
+    values |= {"name": host.name, "advanced": recipe.advanced.model_dump(include={*inner.model_fields})}
+    if not any(recipe.model_dump(include={f"margin_{side}" for side in ("top", "bottom", "left", "right")}).values()):
+        values["margin_of"] = host.margin_of  # of nothing
+    return kind.model_validate(values)
+
+
 def settings_from(start: str, arm: str, folder: Path) -> Settings:
     """Settings of an arm from a start, without its data."""
     return settings_of(ALL_STARTS[start], folder, folder, folder, ARMS[arm].settings)
@@ -105,14 +118,24 @@ def test_every_arm_is_a_valid_configuration_and_differs_from_its_recipe_in_one_t
     settings = settings_from(start, arm, tmp_path)
     if ARMS[arm].recipe is not None:
         other = settings_from(start, ARMS[arm].recipe, tmp_path)
+        if masked := settings.recipe.name == "mic" != other.recipe.name:
+            settings = settings.model_copy(update={"recipe": without_masked_image(settings.recipe, other.recipe)})
         added = [section for section, _ in settings.recipe.advanced if section in settings_of_terms(arm)]
         mine = settings.recipe.advanced.model_copy(
             update={name: getattr(other.recipe.advanced, name) for name in added}
         )
         recipe = settings.recipe.model_copy(update={"advanced": mine})
-        assert bool(added) != (settings.mfm.enabled and not other.mfm.enabled), "MFM, or another term"
-        assert settings.model_copy(update={"mfm": other.mfm, "recipe": recipe}) == other != settings
+        assert (masked or bool(added)) != (settings.mfm.enabled and not other.mfm.enabled), "MFM, or another term"
+        assert settings.model_copy(update={"mfm": other.mfm, "recipe": recipe}) == other
+        assert masked or settings != other
         assert ARMS[arm].source == ARMS[ARMS[arm].recipe].source
+
+
+def test_the_masked_image_over_daformer_keeps_its_published_margins() -> None:
+    """CamVid's preset has none, so the arms themselves do not show it."""
+    own = {name.removeprefix("recipe."): value for name, value in DAFORMER_MASKED.items()}
+    host = DaformerSettings.model_validate({"thing_classes": own["thing_classes"]})
+    assert without_masked_image(MicSettings.model_validate(own), host) == host and host.margin_top > 0.0
 
 
 @pytest.mark.parametrize("arm", FORGETTING)
@@ -126,7 +149,7 @@ def test_a_measure_against_forgetting_changes_the_recipe_alone(tmp_path, arm) ->
     assert ARMS[arm].averages or source == ARMS[ARMS[arm].recipe].source
 
 
-@pytest.mark.parametrize("arm", ["dacs_mfm", "dacs_dida", "dacs_masked", "bn"])
+@pytest.mark.parametrize("arm", ["dacs_mfm", "dacs_masked_dida", "dacs_masked", "bn"])
 def test_arms_keep_what_the_retina_preset_says(tmp_path, arm) -> None:
     settings = settings_from("retina", arm, tmp_path)
     assert [entry.name for entry in settings.classes] == ["background", "vessel"] and settings.round.steps == 100

@@ -17,7 +17,19 @@ from configs.load import merge
 MFM_OFF, MFM_ON = {"mfm": {"enabled": False}}, {"mfm": {"enabled": True}}
 MASKED_IMAGE: dict[str, Any] = {"name": "mic", "rare_class_sampling": False, "feature_distance_weight": 0.0}
 """MIC's loss over the losses of DACS."""
-TITLES = ("mfm", "interval", *TERMS, "foundation", "omuda_feature", "masked_tokens", "mfm_da", "masked_image")
+REPLAYED = ("translation", "class_bce")
+"""Terms of MFM-DA that learn from source labels; any recipe takes them."""
+TITLES = (
+    "mfm",
+    "interval",
+    *TERMS,
+    *REPLAYED,
+    "foundation",
+    "omuda_feature",
+    "masked_tokens",
+    "mfm_da",
+    "masked_image",
+)
 """Names of the terms."""
 
 
@@ -45,6 +57,7 @@ def pairs(recipe: str, vit: str, workspace: Path) -> list[Pair]:
     bare: Sections = {"recipe": named(recipe)}
     return [
         *(Pair(name, bare, over(recipe, term.advanced), recipe) for name, term in TERMS.items()),
+        *(Pair(name, bare, over(recipe, {name: {"enabled": True}}), recipe) for name in REPLAYED),
         *frozen_pairs(recipe, workspace / vit),
         *vit_pairs(vit, workspace / vit),
         Pair(

@@ -20,7 +20,7 @@ from adapters.networks.huggingface.input_size import input_notes
 from adapters.networks.huggingface.models import load_huggingface, with_recorded
 from adapters.networks.huggingface.pixels import scaling_of
 from adapters.networks.network import SegmentationNetwork
-from adapters.networks.weight_files import PICKLES, only_pickles, weight_problems
+from adapters.networks.weight_files import PICKLES, only_pickles
 from configs.network import Architecture
 from configs.settings import Settings
 from storage.errors import CorruptCheckpoint
@@ -112,9 +112,6 @@ def _from_directory(
         network = _load_pickled(path, architecture, len(names), warn)
     else:
         network = load_huggingface(path, architecture, len(names))
-    state = network.state_dict()
-    if problems := weight_problems(state, state):  # values that are not finite
-        raise NetworkMismatch(f"{path}: {'; '.join(problems)}")
     return network, with_recorded(architecture, network)
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import AutoModel
 
-from adapters.errors import NetworkMismatch
+from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.networks.encoders.vit import as_map
 from adapters.networks.hf_directory import as_config, load_directory, read_config
+from adapters.networks.huggingface.config_fields import check_fields
 
 KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 """`model_type` in config.json of the models that work."""
@@ -33,8 +34,6 @@ class FoundationModel(nn.Module):
         """Side of a patch (pixels)."""
         self.width: int = model.config.hidden_size
         """Channels of a token."""
-        self.prefix = 1 + int(getattr(model.config, "num_register_tokens", 0))
-        """Tokens before those of the patches: the class token and the registers."""
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -47,7 +46,8 @@ class FoundationModel(nn.Module):
         rows, columns = (max(1, round(tokens * side / shorter)) for side in images.shape[-2:])
         size = (rows * self.patch, columns * self.patch)
         resized = F.interpolate(images, size, mode="bilinear", align_corners=False)
-        return as_map(self.model(resized).last_hidden_state[:, self.prefix :], rows, columns)
+        found = self.model(resized).last_hidden_state  # class token and registers come first
+        return as_map(found[:, -rows * columns :], rows, columns)
 
 
 def load_foundation_model(directory: Path) -> FoundationModel:
@@ -57,8 +57,11 @@ def load_foundation_model(directory: Path) -> FoundationModel:
     model.
     """
     values = read_config(directory, KINDS, "the foundation distance")
+    try:
+        check_fields(values)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{directory}: {error}") from error
     config = as_config(CONFIG_MAPPING[values["model_type"]], values, directory)
     if not isinstance(config.patch_size, int):
-        path = directory / "config.json"
-        raise NetworkMismatch(f"{path}: patch_size is {config.patch_size}; one number is needed")
+        raise NetworkMismatch(f"{directory}: config.json: patch_size is {config.patch_size}; one number is needed")
     return FoundationModel(load_directory(AutoModel, config, directory))

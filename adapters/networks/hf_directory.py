@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 from adapters.errors import AdapterError, NetworkMismatch, UnsupportedModel
-from adapters.networks.weight_files import check_types, weight_files
+from adapters.networks.weight_files import check_types, check_values, weight_files
 
 
 def load_directory(model_class: Any, config: Any, directory: Path) -> Any:
     """Load `model_class(config)` with the float32 weights in `directory`.
 
     Weights of modules that the model does not have (another head) are ignored, not those of its own modules. Raises
-    UnsupportedModel, naming the file, when weights cannot be read, NetworkMismatch when they are not the model's.
+    UnsupportedModel, naming the file, when weights cannot be read, NetworkMismatch when they are not the model's or not
+    finite.
     """
     files = weight_files(directory)
     try:
@@ -55,6 +56,7 @@ def load_directory(model_class: Any, config: Any, directory: Path) -> Any:
             "config.json is of another model"
         )
     check_types(files, {name for name, tensor in state.items() if tensor.is_floating_point()})
+    check_values(files, state)
     return model
 
 

@@ -170,6 +170,26 @@ def test_projection_and_encoder_learn_and_the_frozen_encoder_is_neither_trained_
     assert recipe.finished().state_dict().keys() == network().state_dict().keys()
 
 
+@pytest.mark.parametrize("count", [4, "4"])
+def test_registers_are_those_of_the_model_whatever_else_its_config_says(directory: Path, count: object) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "num_register_tokens": count}))
+    images = torch.randn(1, 3, 70, 112)
+    assert torch.equal(load_foundation_model(directory)(images, 5), tokens_of(directory, images))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_file_and_name(value: float, tmp_path: Path) -> None:
+    model = build_dinov2("dinov2_tiny", None, pyramid=False).model
+    model.get_parameter("layernorm.bias").data[3] = value
+    model.save_pretrained(tmp_path, max_shard_size="500KB")
+    files = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(files.values())) > 1
+    where = rf"foundation.directory: .*{files['layernorm.bias']}: layernorm.bias has non-finite values"
+    with pytest.raises(NetworkMismatch, match=where):
+        recipe_of(network(), **on(tmp_path))
+
+
 def test_a_directory_that_is_none_of_a_dinov2_is_refused_by_name(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="name that of a model in"):
         recipe_settings(foundation={"enabled": True})
@@ -183,6 +203,7 @@ def test_a_directory_that_is_none_of_a_dinov2_is_refused_by_name(directory: Path
         ({"hidden_size": 48}, AdapterError, "config.json"),
         ({"hidden_size": "96"}, UnsupportedModel, "config.json: .*hidden_size"),
         ({"num_hidden_layers": 0}, UnsupportedModel, "config.json: "),
+        ({"layer_norm_eps": 5.0}, UnsupportedModel, "config.json: layer_norm_eps is 5.0; numbers from 0 to 0.1"),
     ):
         (directory / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(error, match=rf"recipe.advanced.foundation.directory: .*{message}"):

@@ -57,7 +57,7 @@ def run_all(runs: Sequence[Run], path: Path, processes: int, work: Execute = exe
 
 def sentence(line: dict[str, Any]) -> str:
     """Return one finished run as text for the terminal."""
-    head = f"{line['start']:7}{line['arm']:16}{line['seed']} "
+    head = f"{line['start']:7}{line['arm']:16} {line['seed']} "
     if "matrix" in line:
         return head + " | ".join(" ".join(f"{100 * value:.1f}" for value in row) for row in line["matrix"])
     data_set = ALL_STARTS[line["start"]].data_set

@@ -8,6 +8,7 @@ from configs.settings import Settings
 from daemon.control.client import ControlClient, ControlFailed
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
+from daemon.doctor.encoders import examine_encoders
 from daemon.doctor.finding import Finding, Level, fail, ok, warn
 from daemon.doctor.frames import examine_frames
 from daemon.doctor.machine import examine_machine, examine_number_formats, examine_packages
@@ -46,6 +47,7 @@ def examine(config: Path) -> list[Finding]:
         examine_state,
         examine_ports,
         examine_models,
+        examine_encoders,
         examine_frames,
         examine_own_network,
         examine_plugins,

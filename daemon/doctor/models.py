@@ -1,6 +1,4 @@
-"""Where the model comes from and what it learns from: serving checkpoint, source images, encoder weights."""
-
-from pathlib import Path
+"""Where the model comes from and what it learns from: serving checkpoint, source images, canary images."""
 
 from configs.settings import Settings
 from daemon.doctor.finding import Finding, fail, ok, warn
@@ -13,13 +11,11 @@ from storage.source.label_survey import LabelSurvey
 
 
 def examine_models(settings: Settings) -> list[Finding]:
-    """Return findings about the registry, the labelled source and the encoder weights."""
+    """Return findings about the registry, the labelled source and the canary images."""
     findings = [_serving(settings), _source(settings), *_canary(settings)]
     if settings.gate.policy == "always":
         remedy = "set gate.policy to auto unless this is an experiment"
         findings.append(warn("gate", "gate.policy is always: candidates serve unchecked", remedy))
-    if settings.network.pretrained is not None:
-        findings.append(_pretrained(settings.network.pretrained))
     return findings
 
 
@@ -83,11 +79,3 @@ def survey_finding(survey: LabelSurvey) -> Finding:
     if survey.counts.warnings():
         return warn("source", detail, "correct the class list, the labels, source.label_format or label_map if unmeant")
     return ok("source", detail)
-
-
-def _pretrained(path: Path) -> Finding:
-    missing = [name for name in ("config.json", "model.safetensors") if not (path / name).is_file()]
-    if missing:
-        remedy = "point network.pretrained at a Hugging Face directory with config.json and model.safetensors"
-        return fail("pretrained", f"{path}: no {' and no '.join(missing)}", remedy)
-    return ok("pretrained", str(path))

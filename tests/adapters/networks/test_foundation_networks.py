@@ -294,15 +294,21 @@ def test_a_model_of_another_kind_is_named_before_its_weights_are_read(
     assert "needs 'dinov2'; give" in str(caught.value) and capfd.readouterr() == ("", "")
 
 
-def test_every_error_of_the_directory_names_the_setting_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_every_error_of_the_directory_names_the_setting_once(device: str, tmp_path: Path) -> None:
+    """On the meta device, too, which reads the headers of the weights alone."""
     SAVED["vfm"]().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
-    lacking = load_file(weights)
+    with torch.device(device):
+        network = build_network(settings_of("vfm", pretrained=tmp_path), 5)
+    assert {value.device.type for value in network.parameters()} == {device}
+    lacking, wrong = load_file(weights), load_file(weights)
     del lacking["layernorm.weight"]
-    for content in (whole[:-1], save(lacking, {"format": "pt"})):
+    wrong["layernorm.weight"] = torch.zeros(3)
+    for content in (whole[:-1], save(lacking, {"format": "pt"}), save(wrong, {"format": "pt"})):
         weights.write_bytes(content)
-        with pytest.raises(AdapterError) as caught:
+        with torch.device(device), pytest.raises(AdapterError) as caught:
             build_network(settings_of("vfm", pretrained=tmp_path), 5)
         assert re.match(r"network\.pretrained: (?!.*network\.pretrained).*model\.safetensors", str(caught.value))
 

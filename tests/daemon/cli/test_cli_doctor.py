@@ -10,12 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from configs.load import load_settings
 from configs.settings import Settings
 from daemon.doctor import Finding, Level, examine_file, examine_in_force
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
+from daemon.doctor.encoders import examine_encoders
 from daemon.doctor.frames import examine_frames
 from daemon.doctor.machine import examine_number_formats
 from daemon.doctor.models import examine_models
@@ -329,11 +331,54 @@ def test_source_pairs_are_found(config: Path) -> None:
     assert missing.level == Level.FAIL and "b.jpg" in missing.detail
 
 
-def test_encoder_weights_are_looked_for(settings: Settings, tmp_path: Path) -> None:
-    finding = by_name(examine_models(with_values(settings, "network", pretrained=tmp_path)))["pretrained"]
-    assert finding.level == Level.FAIL and "config.json" in finding.detail
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes(b"{}")
-    assert (
-        by_name(examine_models(with_values(settings, "network", pretrained=tmp_path)))["pretrained"].level == Level.OK
+@pytest.fixture
+def encoders(tmp_path: Path) -> Path:
+    """`resnet`: weights of the tiny ResNet in two shards. `dinov2`: weights of a frozen DINOv2 that are cut off."""
+    from adapters.networks.encoders.resnet import RESNET_SPECS, build_resnet
+
+    spec, weights = RESNET_SPECS["resnet_tiny"], build_resnet("resnet_tiny", 32, (4,), None).model.state_dict()
+    sizes = {"embedding_size": spec.stem, "hidden_sizes": spec.widths, "depths": spec.depths}
+    configs = {"resnet": {"layer_type": "basic", **sizes}, "dinov2": {}}
+    for kind, values in configs.items():
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text(json.dumps({"model_type": kind, **values}))
+    parts = {name: f"{len(name) % 2}.safetensors" for name in weights}
+    for file in set(parts.values()):
+        shard = {name: value.numpy() for name, value in weights.items() if parts[name] == file}
+        save_file(shard, tmp_path / "resnet" / file, {"format": "pt"})
+    (tmp_path / "resnet/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": parts}))
+    whole = (tmp_path / "resnet/0.safetensors").read_bytes()
+    (tmp_path / "dinov2/model.safetensors").write_bytes(whole[:-1])
+    return tmp_path
+
+
+def with_encoders(settings: Settings, pretrained: Path, frozen: Path, **network: object) -> Settings:
+    foundation = {"enabled": True, "directory": str(frozen)}
+    return changed(
+        settings, network={"pretrained": pretrained, **network}, recipe={"advanced": {"foundation": foundation}}
     )
+
+
+def test_directories_of_weights_are_read_by_their_loaders(settings: Settings, encoders: Path) -> None:
+    assert examine_encoders(settings) == []
+    resnet = {"name": "deeplabv3plus", "encoder": "resnet_tiny"}
+    found = by_name(examine_encoders(with_encoders(settings, encoders / "resnet", encoders / "dinov2", **resnet)))
+    network, frozen = found["pretrained"], found["foundation"]
+    assert network.level is Level.OK and f"weights in {encoders / 'resnet'} fit" in network.detail
+    assert "network.encoder resnet_tiny; their values are read in training only" in network.detail
+    assert frozen.level is Level.FAIL and "dinov2/model.safetensors: not a readable safetensors file" in frozen.detail
+    assert frozen.detail.startswith("recipe.advanced.foundation.directory: ")
+
+
+@pytest.mark.nightly
+def test_directories_of_another_model_fail(settings: Settings, encoders: Path) -> None:
+    for encoder, told in (
+        ("mit_tiny", "a model of type 'resnet', network.encoder needs 'segformer'"),
+        ("resnet18", "has embedding_size 32, network.encoder needs 64"),
+    ):
+        name = "daformer" if encoder == "mit_tiny" else "deeplabv2"
+        wanted = with_encoders(settings, encoders / "resnet", encoders / "nowhere", name=name, encoder=encoder)
+        found = by_name(examine_encoders(wanted))
+        assert {finding.level for finding in found.values()} == {Level.FAIL}
+        assert told in found["pretrained"].detail and found["pretrained"].detail.startswith("network.pretrained: ")
+        assert "nowhere/config.json: cannot be read" in found["foundation"].detail

@@ -44,7 +44,7 @@ from daemon.rounds.environment import MEMORY_KEPT
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"network": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 64, "output_stride": 16, "crop": 128,
-             "batch": 4, "classes": 11, "mfm_dim": 64, "mfm_heads": 4, "vit": "dinov2_tiny"},
+             "batch": 4, "classes": 11, "mfm_dim": 32, "mfm_heads": 4, "vit": "dinov2_tiny"},
     "b0": {"network": "daformer", "encoder": "mit_b0", "channels": 256, "output_stride": 8, "crop": 256,
            "batch": 2, "classes": 19, "mfm_dim": 512, "mfm_heads": 16, "vit": "dinov2_small"},
     "b5": {"network": "daformer", "encoder": "mit_b5", "channels": 256, "output_stride": 8, "crop": 512,

@@ -160,7 +160,9 @@ def test_progress_is_handed_on_and_the_process_is_known_as_ours_meanwhile(world,
 def test_no_round_starts_with_fewer_images_than_its_recipe_needs(world, registry, store, drop):
     trained = sum(not record.holdout for record in world.buffer.records())
     source = {"images": drop, "labels": drop}
-    world.settings = changed(world.settings, recipe={"name": "mfm_da"}, source=source)
+    world.settings = changed(
+        world.settings, recipe={"name": "mfm_da", "advanced": {"translation": {"enabled": True}}}, source=source
+    )
     with pytest.raises(NotEnoughFrames, match=rf"{trained} frames to train on.* needs 10 .*target_images\); drop more"):
         _run(world, registry)
     held = len(world.buffer.records()) - trained

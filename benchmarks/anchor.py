@@ -8,12 +8,12 @@ released model was trained on.
 """
 
 import argparse
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from adaptation_data import labelled_part, score
+from adaptation_report import figure
 from gate_bank_worlds import open_world
 from gate_makers import RELEASED, RoundPlan, load, run_round
 
@@ -21,12 +21,6 @@ WORLDS = ("dusk", "fog", "night")
 STEPS = 160
 CANDIDATES = ("teacher", "average_50")
 """The round's candidate, and its average with the released model, half each."""
-
-
-def cell(values: Sequence[float]) -> str:
-    """Return mean and deviation of mIoUs (0-1), in points."""
-    points = [100.0 * value for value in values]
-    return f"{statistics.mean(points):.1f} ± {statistics.stdev(points) if len(points) > 1 else 0.0:.1f}"
 
 
 def rows(root: Path, data: Path, name: str, anchors: Sequence[float], seeds: Sequence[int]) -> list[str]:
@@ -44,7 +38,7 @@ def rows(root: Path, data: Path, name: str, anchors: Sequence[float], seeds: Seq
                 scores = tuple(score(network, part, world.settings).miou for part in parts)
                 found.setdefault(mark.split(".")[1], []).append(scores)
         for candidate, scored in found.items():
-            target, source = (cell(values) for values in zip(*scored, strict=True))
+            target, source = (figure(values) for values in zip(*scored, strict=True))
             lines.append(f"| {name} | {candidate} | {anchor:g} | {target} | {source} |")
     return lines
 

@@ -1,7 +1,8 @@
 """What is missing for a plan of `paper.py`: folders, labels, label values, weights. Each thing is looked at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from paper_data import DATA_SETS
 from paper_plan import Job, target_names
 
@@ -34,20 +35,23 @@ def missing(jobs: Sequence[Job]) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _train_problems(job: Job) -> list[str]:
+def _refusal(look: Callable[[], object]) -> list[str]:
+    """Return what a reader of the product says against files that it refuses; nothing when it takes them."""
     try:
-        LabelSurvey(job.settings)
+        look()
     except SourceRefused as error:
         return list(error.problems)
+    except AdapterError as error:
+        return [str(error)]
     return []
+
+
+def _train_problems(job: Job) -> list[str]:
+    return _refusal(lambda: LabelSurvey(job.settings))
 
 
 def _validation_problems(job: Job) -> list[str]:
-    try:
-        LabelSurvey(job.scoring)
-    except SourceRefused as error:
-        return list(error.problems)
-    return []
+    return _refusal(lambda: LabelSurvey(job.scoring))
 
 
 def _target_problems(job: Job) -> list[str]:
@@ -65,19 +69,12 @@ def _weight_problems(job: Job) -> list[str]:
     if not job.weights.is_dir():
         what = f"save the ImageNet weights of {job.network.encoder} there, with save_pretrained()"
         return [f"{job.weights}: no such directory of weights; {what}"]
-    try:
-        weight_files(job.weights)
-        build_checked(job.network.architecture(), 2)
-    except AdapterError as error:
-        return [str(error)]
-    return []
+    return _refusal(lambda: weight_files(job.weights)) or _refusal(lambda: build_checked(job.network.architecture(), 2))
 
 
 def _foundation_problems(job: Job) -> list[str]:
-    if job.foundation is None:
+    directory = job.foundation
+    if directory is None:
         return []
-    try:
-        load_foundation_model(job.foundation)
-    except AdapterError as error:
-        return [str(error)]
-    return []
+    with torch.device("meta"):  # everything but the values is compared
+        return _refusal(lambda: load_foundation_model(directory))

@@ -59,7 +59,7 @@ def settings_of(recipe: str, terms: dict[str, Any], folder: Path) -> dict[str, A
     ],
 )
 def test_every_recipe_takes_every_term(tmp_path: Path, recipe: str, term: str, mfm: bool) -> None:
-    strict = {"threshold": 0.9} if term == "class_confidence" else {}  # below 0 every weight is 1 with it and without
+    strict = {"threshold": 0.9} if term == "class_confidence" else {}  # at a threshold of 0 every weight is 1
     plain = recipe_of(network(), **named(recipe, "class 1"), **strict, mfm=mfm).step(batch()).losses
     student, settings = network(), settings_of(recipe, TERMS[term], tmp_path)
     losses = recipe_of(student, **settings, **strict, mfm=mfm).step(batch()).losses

@@ -1,4 +1,4 @@
-"""Children: started again with growing delays, stopped with everything they started, known again after a crash."""
+"""Children: started again with growing delays, stopped with everything they started."""
 
 import itertools
 import os
@@ -9,34 +9,19 @@ import sys
 import time
 
 import httpx
-import psutil
 import pytest
 
-from daemon.errors import DaemonError
 from daemon.runtime import heartbeat
 from daemon.runtime import supervisor as supervisor_module
 from daemon.runtime.activity import Activity, ActivityWriter
 from daemon.runtime.backoff import Backoff
 from daemon.runtime.heartbeat import BeatProbe
-from daemon.runtime.process_group import ProcessGroup, children_of, end_leftovers, group_alive
+from daemon.runtime.process_group import ProcessGroup, children_of, group_alive
 from daemon.runtime.supervisor import ChildSpec, Supervisor
 from daemon.status.collect import collect_status
-from storage.layout import StateLayout
+from tests.daemon.runtime.programs import SLEEP, python
 
 FAST = Backoff(base=0.05, cap=0.2)
-
-
-def _python(code: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-S", "-c", code, *arguments]
-
-
-SLEEP = "import time; time.sleep(600)"
-STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
-PARENT = (
-    "import subprocess, sys, time\n"
-    "subprocess.Popen([sys.executable, '-S', '-c', sys.argv[1]])\n"
-    "time.sleep(float(sys.argv[2]))"
-)
 
 
 @pytest.fixture
@@ -64,7 +49,7 @@ def _until(supervisor: Supervisor, condition, wait_until) -> None:
 def test_a_child_that_ends_is_started_again_with_growing_delays(supervise, tmp_path, wait_until):
     log = tmp_path / "starts"
     code = "import sys, time; open(sys.argv[1], 'a').write(f'{time.time()} '); sys.exit(3)"
-    supervisor = supervise(ChildSpec("crash", _python(code, str(log))), backoff=Backoff(base=0.1, cap=10.0))
+    supervisor = supervise(ChildSpec("crash", python(code, str(log))), backoff=Backoff(base=0.1, cap=10.0))
     _until(supervisor, lambda state: state.restarts >= 3 and not state.running, wait_until)
     assert supervisor.states()[0].last_exit == 3
     starts = [float(word) for word in log.read_text().split()]
@@ -73,7 +58,7 @@ def test_a_child_that_ends_is_started_again_with_growing_delays(supervise, tmp_p
 
 
 def test_it_does_not_run_before_its_delay_is_over(supervise, wait_until):
-    supervisor = supervise(ChildSpec("crash", _python("raise SystemExit(1)")), backoff=Backoff(30.0, 60.0))
+    supervisor = supervise(ChildSpec("crash", python("raise SystemExit(1)")), backoff=Backoff(30.0, 60.0))
     _until(supervisor, lambda state: state.last_exit == 1, wait_until)
     for _ in range(20):
         supervisor.step()
@@ -84,7 +69,7 @@ def test_it_does_not_run_before_its_delay_is_over(supervise, wait_until):
 
 
 def test_a_child_killed_from_outside_comes_back(supervise, wait_until):
-    supervisor = supervise(ChildSpec("sleep", _python(SLEEP)))
+    supervisor = supervise(ChildSpec("sleep", python(SLEEP)))
     _until(supervisor, lambda state: state.running, wait_until)
     first = supervisor.states()[0].pid
     os.kill(first, signal.SIGKILL)
@@ -135,7 +120,7 @@ def test_a_child_ends_when_no_daemon_holds_its_state_directory_any_more(layout, 
 
 
 def test_stop_ends_all_and_starts_nothing_again(supervise, layout):
-    supervisor = supervise(ChildSpec("a", _python(SLEEP)), ChildSpec("b", _python(SLEEP)))
+    supervisor = supervise(ChildSpec("a", python(SLEEP)), ChildSpec("b", python(SLEEP)))
     supervisor.step()
     groups = [state.pid for state in supervisor.states()]
     supervisor.terminate()
@@ -153,8 +138,8 @@ def test_each_child_is_given_its_own_time_to_end(supervise, layout, tmp_path, wa
     finishes = f"import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.6), sys.exit(0))); {slow}"
     ignores = f"import signal; signal.signal(15, signal.SIG_IGN); {slow}"
     supervisor = supervise(
-        ChildSpec("plane", _python(finishes), grace_seconds=60.0),
-        ChildSpec("stubborn", _python(ignores), grace_seconds=0.1),
+        ChildSpec("plane", python(finishes), grace_seconds=60.0),
+        ChildSpec("stubborn", python(ignores), grace_seconds=0.1),
     )
     supervisor.step()
     wait_until(lambda: log.exists() and log.read_text().count("ready") == 2)
@@ -195,7 +180,7 @@ def answering(supervise, tmp_path, monkeypatch, wait_until):
             return None
         return "" if answer.is_success else "has no version loaded"
 
-    command = _python(ANSWERS, str(port), str(ready))
+    command = python(ANSWERS, str(port), str(ready))
     supervisor = supervise(ChildSpec("plane", command, probe=probe, tells_ready=True))
     _until(supervisor, lambda state: state.problem == "has no version loaded", wait_until)
     ready.touch()
@@ -277,7 +262,7 @@ def test_a_child_that_does_not_beat_is_reported_and_restarted(supervise, layout,
 
 
 def test_a_child_that_crashes_again_and_again_is_never_up_in_between(supervise, wait_until):
-    supervisor = supervise(ChildSpec("crash", _python("import time; time.sleep(0.1)")))
+    supervisor = supervise(ChildSpec("crash", python("import time; time.sleep(0.1)")))
     supervisor.step()
     assert supervisor.states()[0].problem == "", "at its first start it has done nothing wrong"
     _until(supervisor, lambda state: not state.running, wait_until)
@@ -288,95 +273,12 @@ def test_a_child_that_crashes_again_and_again_is_never_up_in_between(supervise, 
 
 def test_a_child_without_a_probe_is_up_once_it_has_settled(supervise, monkeypatch, wait_until):
     monkeypatch.setattr(supervisor_module, "SETTLED_SECONDS", 0.1)
-    supervisor = supervise(ChildSpec("sleep", _python(SLEEP)))
+    supervisor = supervise(ChildSpec("sleep", python(SLEEP)))
     supervisor.step()
     os.kill(supervisor.states()[0].pid, signal.SIGKILL)
     _until(supervisor, lambda state: state.restarts == 1, wait_until)
     assert supervisor.states()[0].problem
     _until(supervisor, lambda state: not state.problem, wait_until)
-
-
-def test_a_group_that_ignores_sigterm_is_killed_after_the_grace_period(layout, tmp_path, wait_until):
-    log = tmp_path / "log"
-    group = ProcessGroup(layout, _python(STUBBORN), log=log)
-    wait_until(lambda: "ready" in log.read_text())
-    started = time.monotonic()
-    assert group.stop(0.3) == -signal.SIGKILL
-    assert 0.3 <= time.monotonic() - started < 5
-    assert not group_alive(group.pid)
-
-
-def test_what_a_leader_leaves_behind_is_stopped_with_it(layout, tmp_path, wait_until):
-    group = ProcessGroup(layout, _python(PARENT, SLEEP, "0"), log=tmp_path / "log")
-    wait_until(lambda: group.poll() == 0)
-    assert group_alive(group.pid), "the grandchild runs on"
-    group.stop(5.0)
-    wait_until(lambda: not group_alive(group.pid))
-
-
-@pytest.mark.parametrize("launcher_seconds", ["600", "0"])
-def test_what_has_a_session_of_its_own_is_stopped_too(layout, tmp_path, wait_until, launcher_seconds):
-    """So starts torchrun the processes of a round. A launcher that is killed stops none of them."""
-    log = tmp_path / "log"
-    worker = "print('ready', flush=True); import time; time.sleep(600)"
-    launcher = PARENT.replace("sys.argv[1]])", "sys.argv[1]], start_new_session=True)")
-    group = ProcessGroup(layout, _python(launcher, worker, launcher_seconds), log=log)
-    wait_until(lambda: "ready" in log.read_text() and (launcher_seconds != "0" or group.poll() == 0))
-    assert not group.wait(0.1)
-    assert group.finish(0.0) == (0 if launcher_seconds == "0" else -signal.SIGKILL)
-    assert group.wait(10.0)
-    assert not any(children_of(layout))
-
-
-def test_a_group_is_waited_for_as_a_whole(layout, tmp_path, wait_until):
-    """The launcher dies of SIGTERM at once; the round that it started finishes its step first."""
-    slow = (
-        "import signal, sys, time\n"
-        "signal.signal(15, lambda *_: (time.sleep(0.4), print('step done', flush=True), sys.exit(0)))\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(600)"
-    )
-    log = tmp_path / "log"
-    group = ProcessGroup(layout, _python(PARENT, slow, "600"), log=log)
-    wait_until(lambda: "ready" in log.read_text())
-    group.stop(10.0)
-    assert not group_alive(group.pid)
-    assert "step done" in log.read_text()
-
-
-def test_niceness_is_handed_down(layout, tmp_path, wait_until):
-    log = tmp_path / "log"
-    group = ProcessGroup(layout, _python("import os, time; time.sleep(0.2); print(os.nice(0))"), log=log, nice=3)
-    wait_until(lambda: group.poll() is not None)
-    assert int(log.read_text()) == min(19, os.nice(0) + 3)
-
-
-def test_leftovers_of_a_killed_daemon_are_ended_with_what_they_started(layout, tmp_path, wait_until):
-    group = ProcessGroup(layout, _python(PARENT, SLEEP, "600"), log=tmp_path / "log")
-    wait_until(lambda: any(children_of(layout)))  # the kernel shows no environment for a moment after exec
-    assert group.pid in end_leftovers(layout, 5.0)
-    assert not group_alive(group.pid)
-    assert not any(children_of(layout))
-    group.stop(0.1)
-
-
-def test_a_leftover_that_ignores_sigterm_is_killed(layout, tmp_path, wait_until):
-    log = tmp_path / "log"
-    group = ProcessGroup(layout, _python(STUBBORN), log=log)
-    wait_until(lambda: "ready" in log.read_text())
-    assert end_leftovers(layout, 0.1) == [group.pid]
-    wait_until(lambda: group.poll() == -signal.SIGKILL)
-
-
-def test_a_copy_of_the_state_directory_has_no_leftovers_and_a_moved_one_has(layout, tmp_path):
-    group = ProcessGroup(layout, _python(SLEEP), log=tmp_path / "log")
-    copy = StateLayout(tmp_path / "copy")
-    subprocess.run(["cp", "-a", layout.root, copy.root], check=True)
-    assert end_leftovers(copy, 1.0) == []
-    assert group.poll() is None
-    layout.root.rename(tmp_path / "moved")
-    assert end_leftovers(StateLayout(tmp_path / "moved"), 5.0) == [group.pid]
-    group.finish(1.0)
 
 
 def test_backoff_is_capped_and_jittered():
@@ -385,19 +287,3 @@ def test_backoff_is_capped_and_jittered():
     delays = {Backoff(10.0, 60.0, jitter=0.2).delay(1) for _ in range(50)}
     assert len(delays) > 10
     assert all(8.0 <= delay <= 12.0 for delay in delays)
-
-
-def test_the_log_of_a_child_is_appended(layout, tmp_path, wait_until):
-    log = tmp_path / "log"
-    for word in ("one", "two"):
-        group = ProcessGroup(layout, _python(f"print('{word}')"), log=log)
-        wait_until(lambda group=group: group.poll() is not None)
-    assert log.read_text().split() == ["one", "two"]
-
-
-def test_a_daemon_that_cannot_see_processes_says_what_to_mount(layout, tmp_path, monkeypatch):
-    """As in a chroot without /proc, or under systemd with ProcSubset=pid."""
-    layout.create()
-    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
-    with pytest.raises(DaemonError, match="mount all of /proc"):
-        end_leftovers(layout, 0.1)
